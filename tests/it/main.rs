@@ -1,0 +1,1 @@
+//! Feature tests: a real server in process, reached through HTTP.
