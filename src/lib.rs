@@ -1,3 +1,9 @@
 //! Hearth: a Matrix homeserver in one process. The module map is in `docs/development.md`.
 
+pub mod api;
+pub mod config;
+pub mod server;
 pub mod storage;
+pub mod tasks;
+pub mod telemetry;
+pub mod units;
