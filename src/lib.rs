@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod config;
+pub mod events;
 pub mod server;
 pub mod storage;
 pub mod tasks;

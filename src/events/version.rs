@@ -1,0 +1,89 @@
+//! The room versions served, and their rules.
+//!
+//! Everything that differs between versions is a field of [`RoomVersionRules`]; what ruma's rules lack is a function here.
+
+use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
+
+/// Versions of rooms that can be joined and served.
+pub const SERVED: [RoomVersionId; 7] = [
+    RoomVersionId::V6,
+    RoomVersionId::V7,
+    RoomVersionId::V8,
+    RoomVersionId::V9,
+    RoomVersionId::V10,
+    RoomVersionId::V11,
+    RoomVersionId::V12,
+];
+
+/// Versions in which new rooms can be created.
+pub const CREATABLE: [RoomVersionId; 3] =
+    [RoomVersionId::V10, RoomVersionId::V11, RoomVersionId::V12];
+
+static V6: RoomVersionRules = RoomVersionRules::V6;
+static V7: RoomVersionRules = RoomVersionRules::V7;
+static V8: RoomVersionRules = RoomVersionRules::V8;
+static V9: RoomVersionRules = RoomVersionRules::V9;
+static V10: RoomVersionRules = RoomVersionRules::V10;
+static V11: RoomVersionRules = RoomVersionRules::V11;
+static V12: RoomVersionRules = RoomVersionRules::V12;
+
+/// The rules of a served room version; `None` for every other version.
+pub fn rules(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
+    match version {
+        RoomVersionId::V6 => Some(&V6),
+        RoomVersionId::V7 => Some(&V7),
+        RoomVersionId::V8 => Some(&V8),
+        RoomVersionId::V9 => Some(&V9),
+        RoomVersionId::V10 => Some(&V10),
+        RoomVersionId::V11 => Some(&V11),
+        RoomVersionId::V12 => Some(&V12),
+        _ => None,
+    }
+}
+
+/// Whether an event with an identifier of more than 255 bytes, but at most 255 code points, is kept as rejected instead of being dropped.
+///
+/// The versions before 11 did not say that the limit counts bytes, so rooms hold such events in their history.
+pub(in crate::events) fn keeps_long_identifiers(rules: &RoomVersionRules) -> bool {
+    !rules.authorization.use_room_create_sender
+}
+
+/// The create event of a room whose ID is made from it: an implicit auth event of all its other events.
+///
+/// `None` in versions whose create event is cited like any other, and for a room ID that is not a hash. Whoever walks auth chains for
+/// other servers adds it.
+///
+/// Spec: rooms/v12, "Event format".
+pub fn implicit_create(room_id: &RoomId, rules: &RoomVersionRules) -> Option<OwnedEventId> {
+    if !rules.authorization.room_create_event_id_as_room_id {
+        return None;
+    }
+    EventId::parse(format!("${}", room_id.strip_sigil())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_served_version_has_rules_and_others_have_none() {
+        assert!(SERVED.iter().all(|version| rules(version).is_some()));
+        assert!(CREATABLE.iter().all(|version| SERVED.contains(version)));
+        for version in ["1", "5", "13", "org.example.custom"] {
+            let version = RoomVersionId::try_from(version).expect("room versions are free text");
+            assert!(rules(&version).is_none());
+        }
+    }
+
+    #[test]
+    fn only_version_12_has_an_implicit_create_event() {
+        let room = ruma::room_id!("!04rONMzootFsCEgDpC5h7wz7zpq9Khvx4rDN6snL-X4");
+        assert_eq!(
+            implicit_create(room, &V12).as_deref(),
+            Some(ruma::event_id!(
+                "$04rONMzootFsCEgDpC5h7wz7zpq9Khvx4rDN6snL-X4"
+            ))
+        );
+        assert_eq!(implicit_create(room, &V11), None);
+    }
+}
