@@ -5,18 +5,27 @@
 pub mod auth;
 mod client;
 pub mod error;
+mod health;
 pub mod limits;
 pub mod routes;
-
-use std::sync::Arc;
 
 pub use self::{
     error::Error,
     routes::{Dispatcher, Peer, Routes},
 };
-use crate::server::Server;
+use crate::config::sections::Resource;
 
-/// Everything that is served on the public listeners.
-pub fn dispatcher(server: Arc<Server>) -> Dispatcher {
-    Dispatcher::new(server, client::routes())
+/// The endpoints of a listener that serves `resources`.
+pub fn routes(resources: &[Resource]) -> Routes {
+    let mut routes = Routes::default();
+    if resources.contains(&Resource::Client) {
+        routes = routes.join(client::routes());
+    }
+    if resources.contains(&Resource::Health) {
+        routes = routes.join(health::health());
+    }
+    if resources.contains(&Resource::Metrics) {
+        routes = routes.join(health::metrics());
+    }
+    routes
 }

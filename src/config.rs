@@ -2,8 +2,12 @@
 //!
 //! A section lies beside the code it configures; those of modules above `config` are declared in `sections`.
 
+mod load;
+mod problem;
 pub mod rate_limits;
+mod schema;
 pub mod sections;
+mod tree;
 
 use std::path::PathBuf;
 
@@ -11,10 +15,30 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::sections::{
-    AdminSection, ConfigSection, LimitsSection, Listener, ProxySection, ServerSection, TlsSection,
-    WellKnownSection, default_listeners,
+    AdminSection, ConfigSection, LimitsSection, Listener, ProxySection, ServerSection, TlsMode,
+    TlsSection, WellKnownSection, default_listeners,
+};
+pub use self::{
+    load::{Loaded, Sources},
+    problem::{Problem, Problems, Severity},
+    schema::{Schema, example, inline, schema},
+    tree::{Node, NodeValue, Origin},
 };
 use crate::telemetry;
+
+/// The sections in the order of the example file. A list stands before the first table, where TOML wants it.
+pub const SECTIONS: &[&str] = &[
+    "listeners",
+    "server",
+    "tls",
+    "proxy",
+    "well_known",
+    "rate_limits",
+    "limits",
+    "admin",
+    "log",
+    "config",
+];
 
 /// Everything that can be set, one field per section.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -71,4 +95,68 @@ impl Config {
             .clone()
             .unwrap_or_else(|| self.server.data_dir.join("admin.sock"))
     }
+
+    /// What is wrong across keys. `tree` tells where a value was set.
+    fn check(&self, tree: &Node, problems: &mut Vec<Problem>) {
+        let mut report = |key: &str, text: String| {
+            let path: Vec<&str> = key.split('.').collect();
+            let origin = tree
+                .get(&path)
+                .map_or(Origin::BuiltIn, |node| node.origin.clone());
+            problems.push(Problem::new(origin, key, text));
+        };
+        match &self.server.name {
+            None => report(
+                "server.name",
+                "is required: the part of user IDs after the colon".to_owned(),
+            ),
+            Some(name) => {
+                if let Err(error) = ruma::ServerName::parse(name) {
+                    report(
+                        "server.name",
+                        format!("\"{name}\" is not a server name: {error}"),
+                    );
+                }
+            }
+        }
+        if let Some(url) = &self.server.base_url
+            && !url.starts_with("https://")
+            && !is_loopback_url(url)
+        {
+            report(
+                "server.base_url",
+                format!("\"{url}\" must begin with https://"),
+            );
+        }
+        if self.listeners.is_empty() {
+            report("listeners", "at least one is needed".to_owned());
+        }
+        if self.tls.mode == TlsMode::Off && self.listeners.iter().any(|listener| listener.tls) {
+            report(
+                "tls.mode",
+                "a listener wants TLS; set \"files\" with tls.cert and tls.key".to_owned(),
+            );
+        }
+        if self.tls.mode == TlsMode::Files && (self.tls.cert.is_none() || self.tls.key.is_none()) {
+            report(
+                "tls.mode",
+                "\"files\" needs tls.cert and tls.key".to_owned(),
+            );
+        }
+        if let Err(error) = telemetry::check_filter(&self.log.filter) {
+            report(
+                "log.filter",
+                format!("\"{}\" cannot be read: {error}", self.log.filter),
+            );
+        }
+    }
 }
+
+fn is_loopback_url(url: &str) -> bool {
+    ["http://localhost", "http://127.", "http://[::1]"]
+        .iter()
+        .any(|start| url.starts_with(start))
+}
+
+#[cfg(test)]
+mod tests;

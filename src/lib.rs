@@ -1,8 +1,10 @@
 //! Hearth: a Matrix homeserver in one process. The module map is in `docs/development.md`.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod events;
+pub mod run;
 pub mod server;
 pub mod storage;
 pub mod tasks;

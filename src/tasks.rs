@@ -130,9 +130,14 @@ impl Tasks {
         });
     }
 
+    /// Tells all tasks and requests of `stage` to end, and does not wait.
+    pub fn signal(&self, stage: Stage) {
+        self.sender(stage).send_replace(true);
+    }
+
     /// Tells all tasks of `stage` to end and waits for them, for `grace` at most; who has not ended then is dropped.
     pub async fn stop(&self, stage: Stage, grace: Duration) {
-        self.sender(stage).send_replace(true);
+        self.signal(stage);
         let tasks = self.take(stage);
         let deadline = tokio::time::Instant::now() + grace;
         for mut task in tasks {

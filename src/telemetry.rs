@@ -79,9 +79,18 @@ pub fn start_logging(config: &Config) -> Result<(), ParseError> {
     Ok(())
 }
 
+/// Whether `filter` can be read.
+///
+/// # Errors
+/// It cannot.
+pub fn check_filter(filter: &str) -> Result<(), ParseError> {
+    EnvFilter::try_new(filter).map(|_filter| ())
+}
+
 /// All metrics of a server.
 pub struct Metrics {
     registry: Mutex<Registry>,
+    pub http: HttpMetrics,
 }
 
 impl Metrics {
@@ -89,8 +98,10 @@ impl Metrics {
         let mut registry = Registry::with_prefix("hearth");
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("build", "The version of this server.", build);
+        let http = HttpMetrics::new(&mut registry);
         Self {
             registry: Mutex::new(registry),
+            http,
         }
     }
 
@@ -132,6 +143,7 @@ impl fmt::Debug for Metrics {
 pub type Requests = Family<[(&'static str, String); 3], Counter>;
 
 /// What is counted of requests.
+#[derive(Clone)]
 pub struct HttpMetrics {
     pub requests: Requests,
     pub seconds: Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>,
@@ -139,19 +151,19 @@ pub struct HttpMetrics {
 }
 
 impl HttpMetrics {
-    pub fn new(metrics: &Metrics) -> Self {
+    fn new(registry: &mut Registry) -> Self {
         let new = Self {
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds_histogram),
             panics: Counter::default(),
         };
-        metrics.register("http_requests", "Requests answered.", new.requests.clone());
-        metrics.register(
+        registry.register("http_requests", "Requests answered.", new.requests.clone());
+        registry.register(
             "http_request_seconds",
             "Time from a request's head to its answer.",
             new.seconds.clone(),
         );
-        metrics.register(
+        registry.register(
             "http_panics",
             "Requests whose handler panicked.",
             new.panics.clone(),

@@ -1,1 +1,6 @@
 //! Feature tests: a real server in process, reached through HTTP.
+
+mod harness;
+mod layers;
+mod requests;
+mod tidy;

@@ -92,9 +92,8 @@ impl Dispatcher {
     ///
     /// # Panics
     /// Two endpoints have the same method and path.
-    pub fn new(server: Arc<Server>, routes: Routes) -> Self {
-        let metrics = HttpMetrics::new(&server.metrics);
-        let limits = Limits::new(server.config.rate_limits.clone(), &server.metrics);
+    pub fn new(server: Arc<Server>, limits: Arc<Limits>, routes: Routes) -> Self {
+        let metrics = server.metrics.http.clone();
         let mut paths: std::collections::BTreeMap<String, Endpoints> =
             std::collections::BTreeMap::new();
         for route in routes.into_vec() {
@@ -119,7 +118,7 @@ impl Dispatcher {
         }
         Self {
             unknown: RouteMetrics::new(&metrics, "unknown".to_owned(), "OTHER"),
-            limits: Arc::new(limits),
+            limits,
             // Only to tell the requests of this process from those of the one before.
             request_ids: AtomicU64::new(rand::random()),
             slow_request: server.config.log.slow_request.0,

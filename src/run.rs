@@ -1,0 +1,89 @@
+//! A running server: its listeners, its background work, and how it stops.
+
+mod listeners;
+mod tls;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use crate::{
+    api::{self, Dispatcher, limits::Limits},
+    config::Config,
+    server::{self, Server},
+    tasks::Stage,
+};
+
+/// Why a server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        address: String,
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    #[error(transparent)]
+    Server(#[from] server::Error),
+}
+
+/// A server that answers requests. It goes on until [`Running::stop`].
+pub struct Running {
+    pub server: Arc<Server>,
+    /// The addresses of the network listeners, in the order of the configuration. Port 0 has become a real one.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// Starts a server with all its listeners.
+///
+/// # Errors
+/// The store cannot be opened, or a listener cannot be bound. Nothing is left running.
+pub async fn start(config: Config) -> Result<Running, Error> {
+    let server = Server::open(config).await?;
+    serve(server).await
+}
+
+/// Puts listeners before `server`.
+///
+/// # Errors
+/// A listener cannot be bound.
+pub async fn serve(server: Arc<Server>) -> Result<Running, Error> {
+    let limits = Arc::new(Limits::new(
+        server.config.rate_limits.clone(),
+        &server.metrics,
+    ));
+    let acceptor = tls::acceptor(&server.config.tls)?;
+    let mut bound = Vec::new();
+    for listener in &server.config.listeners {
+        bound.push((listener, listeners::bind(&listener.bind).await?));
+    }
+    let mut addresses = Vec::new();
+    for (config, socket) in bound {
+        addresses.extend(socket.address());
+        let routes = api::routes(&config.resources);
+        let dispatcher = Arc::new(Dispatcher::new(
+            Arc::clone(&server),
+            Arc::clone(&limits),
+            routes,
+        ));
+        let acceptor = if config.tls { acceptor.clone() } else { None };
+        let limits = listeners::Limits::from(&server.config.limits);
+        let stop = server.tasks.stop_signal(Stage::Listeners);
+        let accepting = listeners::accept(socket, acceptor, dispatcher, limits, stop);
+        server.tasks.spawn("listener", Stage::Listeners, accepting);
+    }
+    Ok(Running { server, addresses })
+}
+
+impl Running {
+    /// Stops in order: no new connections, answers to those who wait, an end to the background work, the store.
+    pub async fn stop(self) {
+        let grace = self.server.config.limits.shutdown_grace.0;
+        // Both at once: a listener ends when its connections have, and these wait for requests that wait for news.
+        self.server.tasks.signal(Stage::Listeners);
+        self.server.tasks.signal(Stage::Requests);
+        self.server.tasks.stop(Stage::Listeners, grace).await;
+        self.server.tasks.stop(Stage::Requests, grace).await;
+        self.server.tasks.stop(Stage::Followers, grace).await;
+        self.server.close().await;
+    }
+}

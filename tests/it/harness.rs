@@ -1,0 +1,142 @@
+//! A server in this process and people who use it, all through HTTP.
+//!
+//! A test says what it is about with words such as `alice.create_room()`; what the words lack is sent with
+//! [`User::get`], [`User::post`] and the like. Tests wait for conditions, never for time.
+
+use std::time::Duration;
+
+use hearth::{
+    config::{Config, Sources},
+    run::{self, Running},
+};
+use reqwest::Method;
+use serde_json::Value;
+
+/// A test that waits longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A server with a store in memory on a port of its own. It stops when it is dropped with its runtime.
+pub struct TestServer {
+    pub running: Running,
+    pub http: reqwest::Client,
+    pub base: String,
+}
+
+/// The answer to a request.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    /// The body as JSON; null if it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or(Value::Null)
+    }
+
+    /// The body of an answer that must be 200.
+    #[track_caller]
+    pub fn ok(&self) -> Value {
+        assert_eq!(self.status, 200, "{}", self.text);
+        self.json()
+    }
+
+    /// Asserts an error with this status and code.
+    #[track_caller]
+    pub fn fails(&self, status: u16, errcode: &str) {
+        let body = self.json();
+        let found = (self.status, body["errcode"].as_str().unwrap_or_default());
+        assert_eq!(found, (status, errcode), "{}", self.text);
+        assert!(
+            body["error"].is_string(),
+            "an error has a text: {}",
+            self.text
+        );
+        assert_eq!(self.headers["access-control-allow-origin"], "*");
+    }
+}
+
+impl TestServer {
+    /// A server with open registration and without rate limits.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// A server with more settings, written as with `-o`.
+    pub async fn start_with(settings: &[&str]) -> Self {
+        let running = run::start(config(settings))
+            .await
+            .expect("the server starts");
+        let address = running.addresses.first().expect("it has a listener");
+        let base = format!("http://{address}");
+        let http = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            .no_proxy()
+            .build()
+            .expect("a client");
+        Self {
+            running,
+            http,
+            base,
+        }
+    }
+
+    /// Sends a request of any kind.
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.expect("the server answers");
+        Answer {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            text: response.text().await.expect("the answer ends"),
+        }
+    }
+
+    /// A request without an access token.
+    pub async fn request(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        self.send(request).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.request(Method::GET, path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.request(Method::POST, path, Some(body)).await
+    }
+}
+
+fn config(settings: &[&str]) -> Config {
+    let listener =
+        "listeners=[{ bind = \"127.0.0.1:0\", resources = [\"client\", \"health\", \"metrics\"] }]";
+    let mut overrides = vec!["server.name=hearth.test".to_owned(), listener.to_owned()];
+    for bucket in [
+        "login",
+        "registration",
+        "message",
+        "join",
+        "invite",
+        "profile",
+        "delayed",
+        "user_directory",
+        "search",
+        "reports",
+    ] {
+        overrides.push(format!("rate_limits.{bucket}=\"off\""));
+    }
+    overrides.extend(settings.iter().map(|setting| (*setting).to_owned()));
+    let sources = Sources {
+        overrides,
+        ..Sources::default()
+    };
+    sources
+        .load()
+        .map_err(|problems| problems.to_string())
+        .expect("the settings are right")
+        .config
+}
