@@ -4,21 +4,61 @@
 
 mod batch;
 mod commit;
+mod engine;
 mod key;
 mod locks;
+mod log;
+mod memory;
+mod meta;
+mod migrate;
+mod record;
+mod shared;
+mod snapshot;
 mod table;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+#[cfg(test)]
+mod engine_suite;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+
+use crate::clock::Clock;
 
 pub use self::{
     batch::{Batch, PositionAt},
-    commit::Commit,
-    key::{Index, KeyError, KeyPart, Millis48, TableKey, Text},
+    commit::{Commit, QUEUE_LIMIT_BYTES},
+    key::{Descending, Index, KeyError, KeyPart, Millis48, TableKey, Text},
     locks::{Guard, Locks},
-    table::{Cbor, Counter, Family, Order, Raw, Record, Stamped, Table, TableRange},
+    log::{LogEntry, LogPage},
+    record::{Cbor, Counter, Expiring, Json, Raw, Record, Stamped},
+    shared::{SYNC_BUCKETS_US, SyncTimes},
+    snapshot::Snapshot,
+    table::{Family, Order, Table, TableRange},
     watch::Topic,
 };
+use self::{
+    commit::Committer,
+    engine::Engine,
+    log::{Ring, Trimmer},
+    shared::{Counters, OnFailure, Published, Shared},
+    watch::Watch,
+};
+
+/// Read closures that run at the same time.
+const READERS: usize = 16;
+/// What any engine can carry; see engine.md section 4.
+const MAX_KEY_BYTES: usize = 512;
+const MAX_VALUE_BYTES: usize = 90_000;
+const MAX_BATCH_BYTES: usize = 1 << 20;
+/// What a process returns whose database failed (`EX_IOERR`).
+const FAILURE_EXIT_CODE: i32 = 74;
 
 /// What went wrong in the store.
 #[derive(Debug, thiserror::Error)]
@@ -43,9 +83,41 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The moment at which a batch became visible: writer number in the top 16 bits, sequence in the 48 below.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct Position(pub u64);
+
+impl Position {
+    const SEQUENCE_BITS: u32 = 48;
+
+    pub const fn new(writer: u16, sequence: u64) -> Self {
+        Self(
+            ((writer as u64) << Self::SEQUENCE_BITS)
+                | (sequence & ((1 << Self::SEQUENCE_BITS) - 1)),
+        )
+    }
+
+    pub const fn writer(self) -> u16 {
+        let [high, low, ..] = self.0.to_be_bytes();
+        u16::from_be_bytes([high, low])
+    }
+
+    pub const fn sequence(self) -> u64 {
+        self.0 & ((1 << Self::SEQUENCE_BITS) - 1)
+    }
+}
 
 /// A moment of this process, later than all changes that had woken waiters when it was taken. See [`Store::tick`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,84 +129,231 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-struct Inner {}
+struct Inner {
+    shared: Arc<Shared>,
+    readers: Semaphore,
+    committer: Mutex<Option<JoinHandle<()>>>,
+    database_key: [u8; 32],
+    was_clean: bool,
+}
 
 impl Store {
     /// A store in memory, for tests.
     pub fn memory() -> Self {
-        todo!()
+        Self::memory_with(Clock::system())
+    }
+
+    /// A store in memory whose log is kept by `clock`.
+    pub fn memory_with(clock: Clock) -> Self {
+        let engine = Engine::Memory(memory::Memory::default());
+        Self::start(engine, clock, Arc::new(end_process), false)
+            .expect("an empty database in memory can be read")
+    }
+
+    fn start(
+        engine: Engine,
+        clock: Clock,
+        on_failure: OnFailure,
+        is_relaxed: bool,
+    ) -> Result<Self> {
+        let facts = meta::open(&engine, &clock)?;
+        let engine = Arc::new(engine);
+        let view = engine.view();
+        let trimmer = Trimmer::new(&view)?;
+        let shared = Arc::new(Shared {
+            clock,
+            queue: commit::Queue::default(),
+            published: ArcSwap::from_pointee(Published {
+                position: facts.last,
+                view,
+            }),
+            ring: Ring::new(facts.last),
+            watch: Watch::new(),
+            counters: Counters::default(),
+            on_failure,
+        });
+        let committer = Committer {
+            shared: Arc::clone(&shared),
+            engine: Arc::clone(&engine),
+            trimmer,
+            timer: Clock::system(),
+            is_relaxed,
+            sync_at: None,
+        };
+        let thread = std::thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || committer.run());
+        let thread =
+            thread.map_err(|error| Error::Open(format!("no thread for the committer: {error}")))?;
+        let inner = Inner {
+            shared,
+            readers: Semaphore::new(READERS),
+            committer: Mutex::new(Some(thread)),
+            database_key: facts.database_key,
+            was_clean: facts.was_clean,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// A consistent view of everything published so far. Blocking calls: use inside [`Store::read`].
+    #[allow(
+        clippy::unnecessary_wraps,
+        reason = "a remote engine can fail to give one"
+    )]
     pub fn snapshot(&self) -> Result<Snapshot> {
-        todo!()
+        Ok(Snapshot::new(self.inner.shared.published.load_full()))
     }
 
     /// Runs `closure` on one snapshot on the blocking pool, holding one of a bounded number of permits.
-    pub async fn read<T, E>(&self, closure: impl FnOnce(&Snapshot) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub async fn read<T, E>(
+        &self,
+        closure: impl FnOnce(&Snapshot) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
-        todo!()
+        let _permit = self
+            .inner
+            .readers
+            .acquire()
+            .await
+            .map_err(|_closed| Error::Closed)?;
+        let store = self.clone();
+        let reading = tokio::task::spawn_blocking(move || closure(&store.snapshot()?));
+        match reading.await {
+            Ok(outcome) => outcome,
+            Err(failed) => match failed.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_cancelled) => Err(Error::Closed.into()),
+            },
+        }
     }
 
     /// Queues `batch`. The order of calls is the order of the log. Never blocks.
     pub fn submit(&self, batch: Batch) -> Commit {
-        todo!()
+        let (key, value) = batch.longest();
+        if key > MAX_KEY_BYTES || value > MAX_VALUE_BYTES || batch.bytes() > MAX_BATCH_BYTES {
+            tracing::warn!(
+                key,
+                value,
+                batch = batch.bytes(),
+                "a batch is above the limits that every engine can carry"
+            );
+            debug_assert!(key <= MAX_KEY_BYTES, "a key of {key} bytes");
+        }
+        self.inner.shared.queue.push(batch)
     }
 
-    /// Bytes queued and not yet committed; above `QUEUE_LIMIT_BYTES` callers wait in [`Store::has_room`].
+    /// Bytes queued and not yet committed; above `QUEUE_LIMIT_BYTES` callers wait in `Store::has_room`.
     pub async fn has_room(&self) {
-        todo!()
+        self.inner.shared.queue.has_room().await;
     }
 
     /// The last published position.
     pub fn position(&self) -> Position {
-        todo!()
+        self.inner.shared.published.load().position
     }
 
     /// Now, in ticks of waking. Take it before the snapshot whose data it shall guard.
     pub fn tick(&self) -> Tick {
-        todo!()
+        self.inner.shared.watch.tick()
     }
 
     /// Resolves when one of `topics` changed after `since` (at once if it already has) or after `timeout`.
     /// True if something changed.
     pub async fn wait(&self, topics: &[Topic], since: Tick, timeout: Duration) -> bool {
-        todo!()
+        self.inner.shared.watch.wait(topics, since, timeout).await
     }
 
     /// Wakes `topics` without a write: for what is never stored (typing, presence).
     pub fn touch(&self, topics: &[Topic]) {
-        todo!()
+        self.inner.shared.watch.touch(topics);
+    }
+
+    /// At least `limit` entries of the log after `after`, if there are so many: a batch's are never torn apart.
+    /// The newest come from memory. To wait for more: [`Topic::Log`].
+    pub async fn log(&self, after: Position, limit: usize) -> Result<LogPage> {
+        match self.inner.shared.ring.page(after, self.position(), limit) {
+            Some(page) => page,
+            None => self.read(move |snapshot| snapshot.log(after, limit)).await,
+        }
+    }
+
+    /// The key of fingerprints that never leave this database: 32 random bytes, made with it.
+    pub fn database_key(&self) -> [u8; 32] {
+        self.inner.database_key
+    }
+
+    /// Whether the database had been closed in good order, or is new.
+    pub fn was_clean(&self) -> bool {
+        self.inner.was_clean
+    }
+
+    /// Binds a new database to `name`.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if it belongs to a server of another name.
+    pub async fn claim_server_name(&self, name: &str) -> Result<()> {
+        let name = name.to_owned();
+        let key = (Text::from(meta::SERVER_NAME),);
+        let owner = self
+            .read(move |snapshot| snapshot.get(&meta::FACTS, &key))
+            .await?;
+        match owner {
+            Some(Raw(owner)) if owner == name.as_bytes() => Ok(()),
+            Some(Raw(owner)) => {
+                let owner = String::from_utf8_lossy(&owner);
+                Err(Error::Open(format!(
+                    "it belongs to the server name {owner}, not to {name}"
+                )))
+            }
+            None => {
+                let mut batch = Batch::new();
+                meta::put(&mut batch, meta::SERVER_NAME, &name);
+                self.submit(batch).await.map(|_position| ())
+            }
+        }
+    }
+
+    /// Commits what is queued, takes no more, and marks the database as closed in good order. Blocks.
+    /// Snapshots can still be taken.
+    pub fn close(&self) -> Result<()> {
+        let mut last = Batch::new();
+        meta::put(&mut last, meta::CLEAN, &1u8);
+        let commit = self.submit(last);
+        self.inner.stop();
+        commit.wait_blocking().map(|_position| ())
     }
 }
 
-/// A consistent view of the database. Lives for one request or 5 s, whichever is less.
-pub struct Snapshot {}
-
-impl Snapshot {
-    /// The last position that this view holds.
-    pub fn position(&self) -> Position {
-        todo!()
+impl Inner {
+    fn stop(&self) {
+        self.shared.queue.close();
+        let thread = self
+            .committer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // A hook may hold the last store: the committer does not wait for itself.
+        if let Some(thread) =
+            thread.filter(|thread| thread.thread().id() != std::thread::current().id())
+            && thread.join().is_err()
+        {
+            tracing::error!("the committer has panicked");
+        }
     }
+}
 
-    pub fn get<K: TableKey, V: Record>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>> {
-        todo!()
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
     }
+}
 
-    /// Rows of `keys`, in their order; one round trip on a remote engine.
-    pub fn get_many<K: TableKey, V: Record>(&self, table: &Table<K, V>, keys: &[K]) -> Result<Vec<Option<V>>> {
-        todo!()
-    }
-
-    /// Rows of `range` (made by [`Table::all`], [`Table::prefix`], [`Table::range`]) in key order or backwards.
-    pub fn scan<'a, K: TableKey + 'a, V: Record + 'a>(
-        &'a self,
-        range: TableRange<K, V>,
-        order: Order,
-    ) -> impl Iterator<Item = Result<(K, V)>> + 'a {
-        std::iter::empty()
-    }
+/// What was acknowledged may not be on disk, and what is on disk is not known: nothing can be answered any more.
+fn end_process(_error: &Error) {
+    std::process::exit(FAILURE_EXIT_CODE);
 }

@@ -1,0 +1,531 @@
+//! One suite of cases, run for every engine.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::*;
+
+static NUMBERS: Table<(u32, Text), String> = Table::new("numbers", Family::Users, b'1');
+static NEIGHBOR: Table<(u32,), u8> = Table::new("neighbor", Family::Users, b'2');
+static COUNTS: Table<(u8,), Counter> = Table::new("counts", Family::Users, b'3');
+static STAMPED: Table<(u8, Position), Stamped<String>> =
+    Table::new("stamped", Family::Membership, b'4');
+static ROOM_ROWS: Table<(u32, Index), u32> = Table::new("room rows", Family::Timeline, b't');
+static SINGLE: Table<(), Cbor<Vec<Option<u8>>>> = Table::new("single", Family::Meta, b'z');
+
+/// Opens the same database again and again.
+type Open = dyn Fn() -> Store;
+
+fn text(value: &str) -> Text {
+    Text::from(value)
+}
+
+fn put(store: &Store, number: u32, name: &str, value: &str) -> Commit {
+    let mut batch = Batch::new();
+    batch.put(&NUMBERS, &(number, text(name)), &value.to_owned());
+    store.submit(batch)
+}
+
+fn get(store: &Store, number: u32, name: &str) -> Option<String> {
+    store
+        .snapshot()
+        .unwrap()
+        .get(&NUMBERS, &(number, text(name)))
+        .unwrap()
+}
+
+async fn rows_are_written_read_and_deleted(store: Store) {
+    let mut batch = Batch::new();
+    batch.put(&NUMBERS, &(1, text("a")), &"one".to_owned());
+    batch.put(&NUMBERS, &(1, text("")), &String::new());
+    batch.put(&SINGLE, &(), &Cbor(vec![None, Some(1)]));
+    batch.put(&NUMBERS, &(1, text("b")), &"gone".to_owned());
+    batch.delete(&NUMBERS, &(1, text("b")));
+    store.submit(batch).await.unwrap();
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("one"));
+    assert_eq!(get(&store, 1, "").as_deref(), Some(""));
+    assert_eq!(get(&store, 1, "b"), None);
+    assert_eq!(
+        store.snapshot().unwrap().get(&SINGLE, &()).unwrap(),
+        Some(Cbor(vec![None, Some(1)]))
+    );
+    let keys = [
+        (1, text("b")),
+        (1, text("a")),
+        (2, text("a")),
+        (1, text("a")),
+    ];
+    let many = store.snapshot().unwrap().get_many(&NUMBERS, &keys).unwrap();
+    assert_eq!(
+        many,
+        [None, Some("one".to_owned()), None, Some("one".to_owned())]
+    );
+    assert!(
+        store
+            .snapshot()
+            .unwrap()
+            .has(&NUMBERS, &(1, text("a")))
+            .unwrap()
+    );
+    assert!(!store.snapshot().unwrap().has(&NEIGHBOR, &(1,)).unwrap());
+    let mut batch = Batch::new();
+    batch.delete(&NUMBERS, &(1, text("a")));
+    store.submit(batch).await.unwrap();
+    assert_eq!(get(&store, 1, "a"), None);
+}
+
+async fn scans_go_both_ways_and_keep_within_their_range(store: Store) {
+    let mut batch = Batch::new();
+    for room in [1, 2, 0xff, 0x100, u32::MAX] {
+        for index in -150..150 {
+            batch.put(&ROOM_ROWS, &(room, Index(index)), &room);
+        }
+    }
+    store.submit(batch).await.unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let indexes = |range: TableRange<(u32, Index), u32>, order| -> Vec<(u32, i64)> {
+        snapshot
+            .scan(range, order)
+            .map(|row| row.unwrap().0)
+            .map(|(room, index)| (room, index.0))
+            .collect()
+    };
+    let check = |range: TableRange<(u32, Index), u32>, expected: Vec<(u32, i64)>| {
+        assert_eq!(indexes(range.clone(), Order::Forward), expected);
+        let reversed: Vec<_> = expected.into_iter().rev().collect();
+        assert_eq!(indexes(range.clone(), Order::Backward), reversed);
+        assert_eq!(
+            snapshot
+                .first(range, Order::Backward)
+                .unwrap()
+                .map(|((room, index), _)| (room, index.0)),
+            reversed.first().copied()
+        );
+    };
+    let of = |room, indexes: std::ops::Range<i64>| {
+        indexes.map(|index| (room, index)).collect::<Vec<_>>()
+    };
+    for room in [1, 2, 0xff, 0x100, u32::MAX] {
+        check(ROOM_ROWS.prefix(&(room,)), of(room, -150..150));
+        check(
+            ROOM_ROWS.range(&(room, Index(-3)), &(room, Index(3))),
+            of(room, -3..3),
+        );
+        check(
+            ROOM_ROWS.after(&(room, Index(-3)), &(room,)),
+            of(room, -2..150),
+        );
+        check(
+            ROOM_ROWS.from(&(room, Index(-3)), &(room,)),
+            of(room, -3..150),
+        );
+        check(
+            ROOM_ROWS.before(&(room, Index(3)), &(room,)),
+            of(room, -150..3),
+        );
+        check(
+            ROOM_ROWS.through(&(room, Index(3)), &(room,)),
+            of(room, -150..4),
+        );
+    }
+    check(ROOM_ROWS.prefix(&(3u32,)), vec![]);
+    check(
+        ROOM_ROWS.range(&(2u32, Index(3)), &(2u32, Index(-3))),
+        vec![],
+    );
+    check(
+        ROOM_ROWS.range(&(1u32, Index(148)), &(2u32, Index(-148))),
+        [of(1, 148..150), of(2, -150..-148)].concat(),
+    );
+    check(
+        ROOM_ROWS.after(&(1u32,), &()),
+        [2, 0xff, 0x100, u32::MAX]
+            .map(|room| of(room, -150..150))
+            .concat(),
+    );
+    assert_eq!(indexes(ROOM_ROWS.all(), Order::Forward).len(), 1_500);
+    let mut batch = Batch::new();
+    batch.delete_range(ROOM_ROWS.prefix(&(2u32,)));
+    batch.delete_range(ROOM_ROWS.from(&(u32::MAX, Index(0)), &(u32::MAX,)));
+    store.submit(batch).await.unwrap();
+    assert_eq!(
+        indexes(ROOM_ROWS.prefix(&(2u32,)), Order::Forward).len(),
+        300,
+        "a snapshot does not change"
+    );
+    let now = store.snapshot().unwrap();
+    assert_eq!(
+        now.scan(ROOM_ROWS.prefix(&(2u32,)), Order::Forward).count(),
+        0
+    );
+    assert_eq!(now.scan(ROOM_ROWS.all(), Order::Backward).count(), 1_050);
+    assert_eq!(
+        now.get_many(&ROOM_ROWS, &[(2, Index(1)), (1, Index(1))])
+            .unwrap(),
+        [None, Some(1)]
+    );
+}
+
+async fn tables_of_a_family_do_not_see_each_other(store: Store) {
+    let mut batch = Batch::new();
+    batch.put(&NUMBERS, &(1, text("a")), &"x".to_owned());
+    batch.put(&NEIGHBOR, &(1,), &7);
+    store.submit(batch).await.unwrap();
+    let snapshot = store.snapshot().unwrap();
+    assert_eq!(snapshot.scan(NUMBERS.all(), Order::Backward).count(), 1);
+    assert_eq!(
+        snapshot
+            .scan(NEIGHBOR.all(), Order::Forward)
+            .collect::<Result<Vec<_>>>()
+            .unwrap(),
+        [((1,), 7)]
+    );
+}
+
+async fn positions_are_given_in_order_without_holes(store: Store) {
+    let first = store.position();
+    let published = Arc::new(Mutex::new(Vec::new()));
+    let commits: Vec<Commit> = (0..700)
+        .map(|number| {
+            let mut batch = Batch::new();
+            batch.put(&NEIGHBOR, &(number,), &0);
+            let published = Arc::clone(&published);
+            batch.on_publish(move |position| published.lock().unwrap().push(position));
+            store.submit(batch)
+        })
+        .collect();
+    let mut positions = Vec::new();
+    for commit in commits {
+        positions.push(commit.await.unwrap());
+    }
+    let expected: Vec<Position> = (1..=700).map(|step| Position(first.0 + step)).collect();
+    assert_eq!(positions, expected);
+    assert_eq!(*published.lock().unwrap(), expected);
+    assert_eq!(store.position(), Position(first.0 + 700));
+    assert_eq!(
+        (first.writer(), store.position().sequence()),
+        (1, first.sequence() + 700)
+    );
+}
+
+async fn a_failed_precondition_writes_nothing_and_takes_no_position(store: Store) {
+    put(&store, 1, "a", "old").await.unwrap();
+    let attempt = |expected: Option<&str>, value: &str| {
+        let mut batch = Batch::new();
+        batch.expect(
+            &NUMBERS,
+            &(1, text("a")),
+            expected.map(str::to_owned).as_ref(),
+        );
+        batch.put(&NUMBERS, &(1, text("a")), &value.to_owned());
+        batch.put(&NEIGHBOR, &(1,), &1);
+        batch.log(1, b"entry");
+        store.submit(batch)
+    };
+    let before = store.position();
+    assert!(matches!(attempt(None, "new").await, Err(Error::Conflict)));
+    assert!(matches!(
+        attempt(Some("other"), "new").await,
+        Err(Error::Conflict)
+    ));
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("old"));
+    assert!(!store.snapshot().unwrap().has(&NEIGHBOR, &(1,)).unwrap());
+    assert_eq!(
+        attempt(Some("old"), "new").await.unwrap(),
+        Position(before.0 + 1)
+    );
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("new"));
+}
+
+/// The first keeps the committer busy, so that the others share a group.
+async fn preconditions_see_earlier_batches_of_their_group(store: Store) {
+    let (entered, wait_entered) = std::sync::mpsc::channel();
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let mut batch = Batch::new();
+    batch.add(&COUNTS, &(1,), 5);
+    batch.on_publish(move |_position| {
+        entered.send(()).unwrap();
+        held.recv().unwrap();
+    });
+    let blocker = store.submit(batch);
+    tokio::task::spawn_blocking(move || wait_entered.recv().unwrap())
+        .await
+        .unwrap();
+    let claim = |name: &str| {
+        let mut batch = Batch::new();
+        batch.expect(&NUMBERS, &(1, text("claimed")), None);
+        batch.put(&NUMBERS, &(1, text("claimed")), &name.to_owned());
+        store.submit(batch)
+    };
+    let counted = |expected: i64| {
+        let mut batch = Batch::new();
+        batch.expect(&COUNTS, &(1,), Some(&Counter(expected)));
+        batch.add(&COUNTS, &(1,), 1);
+        store.submit(batch)
+    };
+    let (first, second) = (claim("first"), claim("second"));
+    let (wrong, right, next) = (counted(7), counted(5), counted(6));
+    let mut batch = Batch::new();
+    batch.delete_range(NUMBERS.prefix(&(1u32,)));
+    let cleared = store.submit(batch);
+    let third = claim("third");
+    let mut batch = Batch::new();
+    batch.delete(&NUMBERS, &(1, text("claimed")));
+    let deleted = store.submit(batch);
+    let fourth = claim("fourth");
+    release.send(()).unwrap();
+    blocker.await.unwrap();
+    assert!(first.await.is_ok());
+    assert!(matches!(second.await, Err(Error::Conflict)));
+    assert!(matches!(wrong.await, Err(Error::Conflict)));
+    assert!(right.await.is_ok() && next.await.is_ok() && cleared.await.is_ok());
+    assert!(third.await.is_ok() && deleted.await.is_ok() && fourth.await.is_ok());
+    assert_eq!(get(&store, 1, "claimed").as_deref(), Some("fourth"));
+    assert_eq!(
+        store.snapshot().unwrap().get(&COUNTS, &(1,)).unwrap(),
+        Some(Counter(7))
+    );
+}
+
+async fn counters_add_up(store: Store) {
+    let adds: Vec<Commit> = (0..100)
+        .map(|number| {
+            let mut batch = Batch::new();
+            batch.add(&COUNTS, &(1,), number);
+            batch.add(&COUNTS, &(2,), -1);
+            store.submit(batch)
+        })
+        .collect();
+    for add in adds {
+        add.await.unwrap();
+    }
+    let counts = |store: &Store| {
+        let snapshot = store.snapshot().unwrap();
+        [1, 2, 3].map(|key| snapshot.get(&COUNTS, &(key,)).unwrap().map(|count| count.0))
+    };
+    assert_eq!(counts(&store), [Some(4_950), Some(-100), None]);
+    let mut batch = Batch::new();
+    batch.delete(&COUNTS, &(1,));
+    batch.add(&COUNTS, &(1,), 3);
+    batch.put(&COUNTS, &(2,), &Counter(10));
+    batch.add(&COUNTS, &(2,), 1);
+    batch.add(&COUNTS, &(3,), 1);
+    batch.delete(&COUNTS, &(3,));
+    store.submit(batch).await.unwrap();
+    assert_eq!(counts(&store), [Some(3), Some(11), None]);
+}
+
+async fn positions_are_written_into_keys_and_values(store: Store) {
+    let mut first = Batch::new();
+    first.put(&NEIGHBOR, &(1,), &1);
+    let row = Stamped(Position(0), "x".to_owned());
+    first.put_stamped(&STAMPED, &(1, Position(0)), &row, PositionAt::Key(1));
+    let mut second = Batch::new();
+    second.put_stamped(&STAMPED, &(2, Position(5)), &row, PositionAt::Value(0));
+    first.append(second);
+    let position = store.submit(first).await.unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let rows: Vec<_> = snapshot
+        .scan(STAMPED.all(), Order::Forward)
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            ((1, position), row),
+            ((2, Position(5)), Stamped(position, "x".to_owned()))
+        ]
+    );
+}
+
+async fn snapshots_do_not_change(store: Store) {
+    put(&store, 1, "a", "old").await.unwrap();
+    let before = store.snapshot().unwrap();
+    let position = before.position();
+    let mut batch = Batch::new();
+    batch.put(&NUMBERS, &(1, text("a")), &"new".to_owned());
+    batch.put(&NUMBERS, &(1, text("b")), &"new".to_owned());
+    batch.add(&COUNTS, &(1,), 1);
+    store.submit(batch).await.unwrap();
+    assert_eq!(
+        before.get(&NUMBERS, &(1, text("a"))).unwrap().as_deref(),
+        Some("old")
+    );
+    assert_eq!(before.scan(NUMBERS.all(), Order::Forward).count(), 1);
+    assert_eq!(before.get(&COUNTS, &(1,)).unwrap(), None);
+    assert_eq!(before.position(), position);
+    assert_eq!(
+        store.snapshot().unwrap().position(),
+        Position(position.0 + 1)
+    );
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("new"));
+}
+
+/// Every batch moves one from one counter to the other and writes its own number, so each view must add up.
+async fn every_view_is_of_one_position(store: Store) {
+    let writer = store.clone();
+    let writing = tokio::spawn(async move {
+        for _round in 0..300 {
+            let mut batch = Batch::new();
+            batch.add(&COUNTS, &(1,), 1);
+            batch.add(&COUNTS, &(2,), -1);
+            batch.put_stamped(
+                &STAMPED,
+                &(0, Position(0)),
+                &Stamped(Position(0), String::new()),
+                PositionAt::Value(0),
+            );
+            batch.log(1, b"");
+            writer.submit(batch).await.unwrap();
+        }
+    });
+    while !writing.is_finished() {
+        let checked = store.read(|snapshot| {
+            let count = |key| {
+                snapshot
+                    .get(&COUNTS, &(key,))
+                    .map(|count| count.map_or(0, |count: Counter| count.0))
+            };
+            assert_eq!(count(1)? + count(2)?, 0);
+            let row = snapshot.get(&STAMPED, &(0, Position(0)))?;
+            assert_eq!(
+                row.map_or(Position::new(1, 0), |row| row.0),
+                snapshot.position()
+            );
+            let log = snapshot.log(Position::new(1, 0), usize::MAX)?;
+            assert_eq!(i64::try_from(log.entries.len()).unwrap(), count(1)?);
+            Ok::<_, Error>(())
+        });
+        checked.await.unwrap();
+    }
+    writing.await.unwrap();
+}
+
+async fn who_was_woken_or_answered_sees_the_change(store: Store) {
+    let writer = store.clone();
+    let rounds = 200u32;
+    let writing = tokio::spawn(async move {
+        for number in 1..=rounds {
+            let mut batch = Batch::new();
+            batch.put(&NEIGHBOR, &(0,), &u8::try_from(number % 251).unwrap());
+            batch.add(&COUNTS, &(9,), 1);
+            batch.wake(Topic::Room(3));
+            writer.submit(batch).await.unwrap();
+            let count = writer
+                .snapshot()
+                .unwrap()
+                .get(&COUNTS, &(9,))
+                .unwrap()
+                .unwrap();
+            assert_eq!(count.0, i64::from(number));
+        }
+    });
+    loop {
+        let tick = store.tick();
+        let count = store
+            .read(|snapshot| snapshot.get(&COUNTS, &(9,)))
+            .await
+            .unwrap()
+            .map_or(0, |count| count.0);
+        if count == i64::from(rounds) {
+            break;
+        }
+        assert!(
+            store
+                .wait(&[Topic::Room(3)], tick, Duration::from_secs(20))
+                .await,
+            "a change was missed"
+        );
+    }
+    writing.await.unwrap();
+}
+
+async fn the_log_is_read_from_memory_and_from_the_table(store: Store) {
+    let start = store.position();
+    for number in 0..20u8 {
+        let mut batch = Batch::new();
+        batch.put(&NEIGHBOR, &(1,), &number);
+        if number % 2 == 0 {
+            batch.log(1, &[number]);
+            batch.log(2, &[number, number]);
+        }
+        store.submit(batch).await.unwrap();
+    }
+    let from_memory = store.log(start, 1_000).await.unwrap();
+    let from_table = store.snapshot().unwrap().log(start, 1_000).unwrap();
+    assert_eq!(from_memory, from_table);
+    assert_eq!(from_memory.entries.len(), 20);
+    assert_eq!(from_memory.upto, store.position());
+    assert!(!from_memory.has_gap);
+    let mut entries = Vec::new();
+    let mut after = start;
+    while after < store.position() {
+        let page = store.log(after, 3).await.unwrap();
+        assert_eq!(page, store.snapshot().unwrap().log(after, 3).unwrap());
+        entries.extend(page.entries);
+        after = page.upto;
+    }
+    assert_eq!(entries, from_memory.entries);
+    let mut batch = Batch::new();
+    batch.cursor("search", after);
+    store.submit(batch).await.unwrap();
+    let snapshot = store.snapshot().unwrap();
+    assert_eq!(snapshot.cursor("search").unwrap(), Some(after));
+    assert_eq!(snapshot.cursor("push").unwrap(), None);
+    assert_eq!(snapshot.cursors().unwrap(), [("search".to_owned(), after)]);
+}
+
+async fn nothing_is_taken_after_closing(store: Store) {
+    let queued = put(&store, 1, "a", "last");
+    let other = store.clone();
+    tokio::task::spawn_blocking(move || other.close())
+        .await
+        .unwrap()
+        .unwrap();
+    queued.await.unwrap();
+    assert!(matches!(
+        put(&store, 1, "b", "late").await,
+        Err(Error::Closed)
+    ));
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("last"));
+    store.has_room().await;
+}
+
+async fn a_server_name_is_claimed_once(store: Store) {
+    store.claim_server_name("a.example").await.unwrap();
+    store.claim_server_name("a.example").await.unwrap();
+    assert!(matches!(
+        store.claim_server_name("b.example").await,
+        Err(Error::Open(_))
+    ));
+}
+
+macro_rules! cases {
+    ($($case:ident)*) => {$(
+        mod $case {
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn in_memory() {
+                super::$case(super::Store::memory()).await;
+            }
+        }
+    )*};
+}
+
+cases! {
+    rows_are_written_read_and_deleted
+    scans_go_both_ways_and_keep_within_their_range
+    tables_of_a_family_do_not_see_each_other
+    positions_are_given_in_order_without_holes
+    a_failed_precondition_writes_nothing_and_takes_no_position
+    preconditions_see_earlier_batches_of_their_group
+    counters_add_up
+    positions_are_written_into_keys_and_values
+    snapshots_do_not_change
+    every_view_is_of_one_position
+    who_was_woken_or_answered_sees_the_change
+    the_log_is_read_from_memory_and_from_the_table
+    nothing_is_taken_after_closing
+    a_server_name_is_claimed_once
+}

@@ -1,0 +1,102 @@
+//! The tables of `storage` itself: what the database is, who follows its log, and its jobs.
+
+use bytes::Bytes;
+
+use crate::clock::Clock;
+
+use super::{
+    Batch, Error, Family, Position, Raw, Record, Result, Table, Text,
+    engine::{Engine, View},
+    migrate,
+};
+
+/// Facts about the database by name: see the constants below.
+pub(super) static FACTS: Table<(Text,), Raw> = Table::new("facts", Family::Meta, b'm');
+/// How far each follower has dealt with the log.
+pub(super) static CURSORS: Table<(Text,), Position> = Table::new("cursors", Family::Meta, b'c');
+
+/// u32: see `migrate`.
+pub(super) const SCHEMA: &str = "schema";
+/// Text; absent until the first start with a configuration.
+pub(super) const SERVER_NAME: &str = "server name";
+/// 32 random bytes: key of the fingerprints that are used inside this database only.
+pub(super) const DATABASE_KEY: &str = "database key";
+/// u8: 1 while closed in good order.
+pub(super) const CLEAN: &str = "clean";
+/// u16: see [`Position`]. A restored backup gets the next one.
+pub(super) const WRITER: &str = "writer";
+/// Position of the last batch.
+pub(super) const LAST: &str = "last position";
+/// Position before the first entry that the log still has.
+pub(super) const LOG_START: &str = "log start";
+/// The last positions of earlier writers, 8 bytes each.
+pub(super) const EARLIER: &str = "earlier writers";
+
+/// A fact read before the store runs.
+pub(super) fn read<V: Record>(view: &View, name: &str) -> Result<Option<V>> {
+    let decoded = view.get(FACTS.family(), &FACTS.key(&(Text::from(name),)), V::decode)?;
+    decoded.transpose().map_err(|reason| Error::Corrupt {
+        table: FACTS.name(),
+        reason: format!("{name}: {reason}"),
+    })
+}
+
+pub(super) fn put(batch: &mut Batch, name: &str, value: &impl Record) {
+    let mut bytes = Vec::new();
+    value.encode(&mut bytes);
+    batch.put(&FACTS, &(Text::from(name),), &Raw(Bytes::from(bytes)));
+}
+
+/// What the store needs to know at its start.
+pub(super) struct Facts {
+    pub(super) last: Position,
+    pub(super) database_key: [u8; 32],
+    pub(super) was_clean: bool,
+}
+
+/// Reads the facts, or writes those of a new database; marks it as open.
+pub(super) fn open(engine: &Engine, clock: &Clock) -> Result<Facts> {
+    let view = engine.view();
+    let is_new = migrate::check(read(&view, SCHEMA)?)?;
+    let mut batch = Batch::new();
+    let facts = if is_new {
+        create(&mut batch, clock)
+    } else {
+        load(&view)?
+    };
+    put(&mut batch, CLEAN, &0u8);
+    engine.write(&mut std::iter::once(&batch), true)?;
+    Ok(facts)
+}
+
+fn create(batch: &mut Batch, clock: &Clock) -> Facts {
+    let facts = Facts {
+        last: Position::new(1, 0),
+        database_key: clock.random_bytes(),
+        was_clean: true,
+    };
+    put(batch, SCHEMA, &migrate::SCHEMA);
+    put(batch, DATABASE_KEY, &facts.database_key);
+    put(batch, WRITER, &1u16);
+    put(batch, LAST, &facts.last);
+    facts
+}
+
+fn load(view: &View) -> Result<Facts> {
+    let missing = |name| Error::Corrupt {
+        table: FACTS.name(),
+        reason: format!("no {name}"),
+    };
+    let writer = read(view, WRITER)?.ok_or_else(|| missing(WRITER))?;
+    let last: Position = read(view, LAST)?.ok_or_else(|| missing(LAST))?;
+    Ok(Facts {
+        // A writer number given by a restore starts its own sequence.
+        last: if last.writer() == writer {
+            last
+        } else {
+            Position::new(writer, 0)
+        },
+        database_key: read(view, DATABASE_KEY)?.ok_or_else(|| missing(DATABASE_KEY))?,
+        was_clean: read(view, CLEAN)? == Some(1u8),
+    })
+}
