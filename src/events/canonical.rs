@@ -223,4 +223,4 @@ fn write_escaped(byte: u8, out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::events) mod tests;

@@ -89,4 +89,4 @@ pub(in crate::events) fn content(
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::events) mod tests;

@@ -150,9 +150,12 @@ impl Signer {
         document: &[u8],
         version: &str,
     ) -> Result<Self, KeyError> {
-        let key = Ed25519KeyPair::from_der(document, version.to_owned())?;
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
         let key_id = ServerSigningKeyId::parse(format!("ed25519:{version}"))
-            .map_err(|_| KeyError::Version(version.to_owned()))?;
+            .ok()
+            .filter(|_| !version.is_empty() && version.bytes().all(is_name))
+            .ok_or_else(|| KeyError::Version(version.to_owned()))?;
+        let key = Ed25519KeyPair::from_der(document, version.to_owned())?;
         Ok(Self {
             server,
             key,

@@ -4,3 +4,5 @@ mod harness;
 mod layers;
 mod requests;
 mod tidy;
+mod vectors;
+mod resolution;
