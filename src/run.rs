@@ -7,8 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use crate::{
     api::{self, Dispatcher, limits::Limits},
-    config::Config,
-    server::{self, Server},
+    server::Server,
     tasks::Stage,
 };
 
@@ -22,8 +21,6 @@ pub enum Error {
     },
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    #[error(transparent)]
-    Server(#[from] server::Error),
 }
 
 /// A server that answers requests. It goes on until [`Running::stop`].
@@ -33,21 +30,13 @@ pub struct Running {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// Starts a server with all its listeners.
-///
-/// # Errors
-/// The store cannot be opened, or a listener cannot be bound. Nothing is left running.
-pub async fn start(config: Config) -> Result<Running, Error> {
-    let server = Server::open(config).await?;
-    serve(server).await
-}
-
 /// Puts listeners before `server`.
 ///
 /// # Errors
 /// A listener cannot be bound.
-pub async fn serve(server: Arc<Server>) -> Result<Running, Error> {
+pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
     let limits = Arc::new(Limits::new(
+        server.clock.clone(),
         server.config.rate_limits.clone(),
         &server.metrics,
     ));
@@ -84,6 +73,8 @@ impl Running {
         self.server.tasks.stop(Stage::Listeners, grace).await;
         self.server.tasks.stop(Stage::Requests, grace).await;
         self.server.tasks.stop(Stage::Followers, grace).await;
-        self.server.close().await;
+        if let Err(error) = self.server.close() {
+            tracing::error!(%error, "the database was not closed in good order");
+        }
     }
 }

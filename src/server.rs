@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
+    clock::Clock,
     config::Config,
+    storage::{self, Store},
     tasks::{Stage, Stop, Tasks},
     telemetry::Metrics,
 };
@@ -11,20 +13,19 @@ use crate::{
 /// Why the parts of a server could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the data directory {path} cannot be made: {source}")]
-    DataDir {
-        path: String,
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
 }
 
 /// Every part of a running server, in the order in which they are built.
 pub struct Server {
     pub config: Config,
+    pub clock: Clock,
     pub metrics: Metrics,
     pub tasks: Tasks,
     /// Requests that wait for news answer what they have when this is requested.
     pub closing: Stop,
+    pub store: Store,
 }
 
 /// One thing that a server needs to serve.
@@ -35,30 +36,39 @@ pub struct Check {
 }
 
 impl Server {
-    /// Opens the store of `config` and builds all parts on it.
+    /// Builds all parts on `store`.
     ///
     /// # Errors
-    /// The data directory or the store cannot be opened.
-    pub async fn open(config: Config) -> Result<Arc<Self>, Error> {
+    /// A part cannot be built.
+    pub async fn build(config: Config, clock: Clock, store: Store) -> Result<Arc<Self>, Error> {
+        store.claim_server_name(config.server_name()).await?;
         let metrics = Metrics::new();
         let tasks = Tasks::new(&metrics);
         let closing = tasks.stop_signal(Stage::Requests);
         Ok(Arc::new(Self {
             config,
+            clock,
             metrics,
             tasks,
             closing,
+            store,
         }))
     }
 
     /// What the server needs to serve, each looked at now.
     pub async fn checks(&self) -> Vec<Check> {
-        vec![Check {
-            name: "running",
-            is_ok: !self.closing.is_requested(),
-        }]
+        let can_read = self.store.read(|_snapshot| Ok::<_, storage::Error>(())).await.is_ok();
+        vec![
+            Check { name: "database", is_ok: can_read },
+            Check { name: "running", is_ok: !self.closing.is_requested() },
+        ]
     }
 
     /// Ends what has to end last. Nothing uses the server any more.
-    pub async fn close(&self) {}
+    ///
+    /// # Errors
+    /// The store cannot be closed in good order; what was answered is durable all the same.
+    pub fn close(&self) -> Result<(), Error> {
+        Ok(self.store.close()?)
+    }
 }

@@ -7,13 +7,13 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv6Addr},
     sync::Mutex,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prometheus_client::metrics::{counter::Counter, family::Family};
-use tokio::time::Instant;
 
 use crate::{
+    clock::Clock,
     config::rate_limits::{self, Limit},
     telemetry::Metrics,
 };
@@ -52,7 +52,7 @@ pub enum Subject {
 
 /// The state of all buckets.
 pub struct Limits {
-    started: Instant,
+    clock: Clock,
     config: rate_limits::Config,
     shards: [Mutex<Shard>; SHARDS],
     limited: Family<[(&'static str, &'static str); 1], Counter>,
@@ -60,8 +60,8 @@ pub struct Limits {
 
 #[derive(Default)]
 struct Shard {
-    /// When each bucket is full again, counted from the start of the process.
-    full_at: HashMap<(Bucket, Subject), Duration>,
+    /// When each bucket is full again.
+    full_at: HashMap<(Bucket, Subject), Instant>,
     /// The size at which full buckets are looked for.
     sweep_at: usize,
 }
@@ -127,7 +127,7 @@ impl Bucket {
 }
 
 impl Limits {
-    pub fn new(config: rate_limits::Config, metrics: &Metrics) -> Self {
+    pub fn new(clock: Clock, config: rate_limits::Config, metrics: &Metrics) -> Self {
         let limited = Family::default();
         metrics.register(
             "rate_limited",
@@ -135,7 +135,7 @@ impl Limits {
             limited.clone(),
         );
         Self {
-            started: Instant::now(),
+            clock,
             config,
             shards: Default::default(),
             limited,
@@ -150,7 +150,7 @@ impl Limits {
         let Limit::Rate { rate, burst } = bucket.limit(&self.config) else {
             return Ok(());
         };
-        let now = self.started.elapsed();
+        let now = self.clock.instant();
         let interval = rate.interval();
         let shard = self
             .shards
@@ -165,14 +165,12 @@ impl Limits {
             .copied()
             .unwrap_or(now)
             .max(now);
-        let after = full_at.saturating_add(interval);
-        let earliest = after.saturating_sub(interval.saturating_mul(burst.get()));
-        if earliest > now {
+        let after = full_at + interval;
+        let latest = now + interval.saturating_mul(burst.get());
+        if after > latest {
             drop(shard);
-            self.limited
-                .get_or_create(&[("bucket", bucket.name())])
-                .inc();
-            return Err(earliest - now);
+            self.limited.get_or_create(&[("bucket", bucket.name())]).inc();
+            return Err(after - latest);
         }
         shard.insert((bucket, subject), after, now);
         Ok(())
@@ -180,7 +178,7 @@ impl Limits {
 }
 
 impl Shard {
-    fn insert(&mut self, key: (Bucket, Subject), full_at: Duration, now: Duration) {
+    fn insert(&mut self, key: (Bucket, Subject), full_at: Instant, now: Instant) {
         if self.full_at.len() >= self.sweep_at.max(MIN_SWEEP) {
             self.full_at.retain(|_, full_at| *full_at > now);
             if self.full_at.len() >= MAX_BUCKETS_PER_SHARD {
@@ -191,3 +189,6 @@ impl Shard {
         self.full_at.insert(key, full_at);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Global, output::print_error};
 use crate::{
+    clock::Clock,
     config::{Config, Loaded, Sources},
     run::{self, Running},
+    server::Server,
+    storage::Store,
     telemetry,
 };
 
@@ -79,7 +82,13 @@ fn with_dev_defaults(sources: Sources) -> Sources {
 }
 
 async fn serve(config: Config) -> Exit {
-    let running = match run::start(config).await {
+    let started = async {
+        let clock = Clock::system();
+        let store = Store::memory_with(clock.clone());
+        let server = Server::build(config, clock, store).await?;
+        Ok::<_, Box<dyn std::error::Error>>(run::start(server).await?)
+    };
+    let running = match started.await {
         Ok(running) => running,
         Err(error) => {
             tracing::error!(%error, "the server did not start");

@@ -6,8 +6,11 @@
 use std::time::Duration;
 
 use hearth::{
+    clock::Clock,
     config::{Config, Sources},
     run::{self, Running},
+    server::Server,
+    storage::Store,
 };
 use reqwest::Method;
 use serde_json::Value;
@@ -66,9 +69,12 @@ impl TestServer {
 
     /// A server with more settings, written as with `-o`.
     pub async fn start_with(settings: &[&str]) -> Self {
-        let running = run::start(config(settings))
+        let clock = Clock::system();
+        let store = Store::memory_with(clock.clone());
+        let server = Server::build(config(settings), clock, store)
             .await
-            .expect("the server starts");
+            .expect("the parts can be built");
+        let running = run::start(server).await.expect("the server starts");
         let address = running.addresses.first().expect("it has a listener");
         let base = format!("http://{address}");
         let http = reqwest::Client::builder()
