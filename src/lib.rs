@@ -1,5 +1,6 @@
 //! Hearth: a Matrix homeserver in one process. The module map is in `docs/development.md`.
 
+pub mod accounts;
 pub mod api;
 pub mod cli;
 pub mod clock;
