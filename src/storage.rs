@@ -4,7 +4,9 @@
 
 mod batch;
 mod commit;
+mod config;
 mod engine;
+mod jobs;
 mod key;
 mod locks;
 mod log;
@@ -12,8 +14,10 @@ mod memory;
 mod meta;
 mod migrate;
 mod record;
+mod rocks;
 mod shared;
 mod snapshot;
+mod stats;
 mod table;
 mod watch;
 
@@ -21,6 +25,7 @@ mod watch;
 mod engine_suite;
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -34,12 +39,15 @@ use crate::clock::Clock;
 pub use self::{
     batch::{Batch, PositionAt},
     commit::{Commit, QUEUE_LIMIT_BYTES},
+    config::{Config, Durability},
+    jobs::{Job, JobProgress, JobState},
     key::{Descending, Index, KeyError, KeyPart, Millis48, TableKey, Text},
     locks::{Guard, Locks},
     log::{LogEntry, LogPage},
     record::{Cbor, Counter, Expiring, Json, Raw, Record, Stamped},
     shared::{SYNC_BUCKETS_US, SyncTimes},
     snapshot::Snapshot,
+    stats::{EngineStats, FamilyStats, Stats},
     table::{Family, Order, Table, TableRange},
     watch::Topic,
 };
@@ -47,6 +55,9 @@ use self::{
     commit::Committer,
     engine::Engine,
     log::{Ring, Trimmer},
+    meta::Writer,
+    record::number,
+    rocks::Rocks,
     shared::{Counters, OnFailure, Published, Shared},
     watch::Watch,
 };
@@ -131,10 +142,29 @@ pub struct Store {
 
 struct Inner {
     shared: Arc<Shared>,
+    engine: Arc<Engine>,
     readers: Semaphore,
     committer: Mutex<Option<JoinHandle<()>>>,
+    earlier: Vec<Position>,
     database_key: [u8; 32],
     was_clean: bool,
+}
+
+/// How a store runs.
+struct Setup {
+    clock: Clock,
+    is_relaxed: bool,
+    on_failure: OnFailure,
+}
+
+impl Setup {
+    fn new(clock: Clock, is_relaxed: bool) -> Self {
+        Self {
+            clock,
+            is_relaxed,
+            on_failure: Arc::new(end_process),
+        }
+    }
 }
 
 impl Store {
@@ -146,17 +176,40 @@ impl Store {
     /// A store in memory whose log is kept by `clock`.
     pub fn memory_with(clock: Clock) -> Self {
         let engine = Engine::Memory(memory::Memory::default());
-        Self::start(engine, clock, Arc::new(end_process), false)
+        Self::start(engine, Writer::Same, Setup::new(clock, false))
             .expect("an empty database in memory can be read")
     }
 
-    fn start(
-        engine: Engine,
-        clock: Clock,
-        on_failure: OnFailure,
-        is_relaxed: bool,
-    ) -> Result<Self> {
-        let facts = meta::open(&engine, &clock)?;
+    /// Opens the database in the folder `path`, or makes one. Blocks; longer after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Open`] if another process has it open, or a newer version has written it.
+    pub fn open(config: &Config, path: &Path, clock: Clock) -> Result<Self> {
+        Self::open_as(config, path, clock, Writer::Same)
+    }
+
+    /// As [`Store::open`], the first time after a copy was put back: the positions that the lost database may have
+    /// given out after the copy are told apart from those that come now. See [`Store::has_published`].
+    pub fn open_restored(config: &Config, path: &Path, clock: Clock) -> Result<Self> {
+        Self::open_as(config, path, clock, Writer::Next)
+    }
+
+    fn open_as(config: &Config, path: &Path, clock: Clock, writer: Writer) -> Result<Self> {
+        let engine = Engine::Rocks(Box::new(Rocks::open(config, path, &clock)?));
+        Self::start(
+            engine,
+            writer,
+            Setup::new(clock, config.durability == Durability::Relaxed),
+        )
+    }
+
+    fn start(engine: Engine, writer: Writer, setup: Setup) -> Result<Self> {
+        let Setup {
+            clock,
+            is_relaxed,
+            on_failure,
+        } = setup;
+        let facts = meta::open(&engine, &clock, writer)?;
         let engine = Arc::new(engine);
         let view = engine.view();
         let trimmer = Trimmer::new(&view)?;
@@ -187,8 +240,10 @@ impl Store {
             thread.map_err(|error| Error::Open(format!("no thread for the committer: {error}")))?;
         let inner = Inner {
             shared,
+            engine,
             readers: Semaphore::new(READERS),
             committer: Mutex::new(Some(thread)),
+            earlier: facts.earlier,
             database_key: facts.database_key,
             was_clean: facts.was_clean,
         };
@@ -255,6 +310,21 @@ impl Store {
     /// The last published position.
     pub fn position(&self) -> Position {
         self.inner.shared.published.load().position
+    }
+
+    /// Whether `position` has been published here. If not, it is from a lost future: a backup has been put back.
+    pub fn has_published(&self, position: Position) -> bool {
+        let last = self.position();
+        if position.writer() == last.writer() {
+            return position <= last;
+        }
+        let last_of = |writer| {
+            self.inner
+                .earlier
+                .iter()
+                .find(|last| last.writer() == writer)
+        };
+        last_of(position.writer()).is_some_and(|last| position <= *last)
     }
 
     /// Now, in ticks of waking. Take it before the snapshot whose data it shall guard.
@@ -325,7 +395,46 @@ impl Store {
         meta::put(&mut last, meta::CLEAN, &1u8);
         let commit = self.submit(last);
         self.inner.stop();
-        commit.wait_blocking().map(|_position| ())
+        commit.wait_blocking()?;
+        self.inner.engine.flush()
+    }
+
+    /// Numbers for the metrics page. Takes some microseconds.
+    pub fn stats(&self) -> Stats {
+        let shared = &self.inner.shared;
+        let (queue_batches, queue_bytes) = shared.queue.length();
+        Stats {
+            position: self.position(),
+            queue_batches,
+            queue_bytes,
+            commits: shared.counters.commits(),
+            conflicts: shared.counters.conflicts(),
+            groups: shared.counters.groups(),
+            syncs: shared.counters.sync_times(),
+            engine: self.inner.engine.stats(),
+        }
+    }
+
+    /// Reads every row and verifies its checksum. Blocks, for minutes if the database is large. Returns how many rows
+    /// there are.
+    pub fn check_integrity(&self) -> Result<u64> {
+        self.inner.engine.check_integrity()
+    }
+
+    /// Rewrites all files without what is deleted. Blocks, for minutes if the database is large.
+    pub fn compact(&self) {
+        self.inner.engine.compact();
+    }
+
+    /// What the database takes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.inner.engine.disk_bytes()
+    }
+
+    /// Copies the database, as it is now, into the folder `to`, which must not exist: by hard links if it is on the
+    /// same disk. [`Store::open`] opens the copy. Blocks.
+    pub fn checkpoint(&self, to: &Path) -> Result<()> {
+        self.inner.engine.checkpoint(to)
     }
 }
 

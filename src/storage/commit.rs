@@ -22,7 +22,7 @@ use super::{
     batch::{Expectation, Write},
     engine::{Engine, View},
     log::{self, Trimmer},
-    meta,
+    meta, number,
     shared::{Published, Shared},
 };
 
@@ -423,9 +423,4 @@ fn is_equal(expected: &Expectation<'_>, value: Option<&[u8]>, added: Option<i64>
             expected.value == Some(sum.to_le_bytes().as_slice())
         }
     }
-}
-
-/// A counter as the engines read it: what is none counts as 0.
-pub(super) fn number(bytes: &[u8]) -> i64 {
-    bytes.try_into().map_or(0, i64::from_le_bytes)
 }

@@ -1,20 +1,25 @@
 //! The seam: what an engine does, in bytes.
 
-use super::{Batch, Family, Order, Result, memory};
+use std::path::Path;
+
+use super::{Batch, Error, Family, Order, Result, memory, rocks, stats::EngineStats};
 
 /// A closed enum: no trait objects in hot paths.
 pub(super) enum Engine {
     Memory(memory::Memory),
+    Rocks(Box<rocks::Rocks>),
 }
 
 /// A view of an engine that does not change.
 pub(super) enum View {
     Memory(memory::View),
+    Rocks(rocks::View),
 }
 
 /// Rows of a view, one after the other.
 pub(super) enum Scan<'a> {
     Memory(memory::Scan<'a>),
+    Rocks(rocks::Scan<'a>),
 }
 
 impl Engine {
@@ -31,6 +36,7 @@ impl Engine {
                 engine.write(batches);
                 Ok(())
             }
+            Self::Rocks(engine) => engine.write(batches, sync),
         }
     }
 
@@ -38,12 +44,61 @@ impl Engine {
     pub(super) fn sync(&self) -> Result<()> {
         match self {
             Self::Memory(_) => Ok(()),
+            Self::Rocks(engine) => engine.sync(),
+        }
+    }
+
+    /// Makes the next start quick.
+    pub(super) fn flush(&self) -> Result<()> {
+        match self {
+            Self::Memory(_) => Ok(()),
+            Self::Rocks(engine) => engine.flush(),
+        }
+    }
+
+    /// Makes a copy of what is written in the folder `to`, which must not exist.
+    pub(super) fn checkpoint(&self, to: &Path) -> Result<()> {
+        match self {
+            Self::Memory(_) => Err(Error::Engine(
+                "a database in memory has no files to copy".to_owned(),
+            )),
+            Self::Rocks(engine) => engine.checkpoint(to),
+        }
+    }
+
+    /// Reads everything and verifies it. Returns how many rows there are, as far as the engine counts them.
+    pub(super) fn check_integrity(&self) -> Result<u64> {
+        match self {
+            Self::Memory(_) => Ok(0),
+            Self::Rocks(engine) => engine.check_integrity(),
+        }
+    }
+
+    pub(super) fn compact(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Rocks(engine) => engine.compact(),
+        }
+    }
+
+    pub(super) fn disk_bytes(&self) -> u64 {
+        match self {
+            Self::Memory(_) => 0,
+            Self::Rocks(engine) => engine.disk_bytes(),
+        }
+    }
+
+    pub(super) fn stats(&self) -> EngineStats {
+        match self {
+            Self::Memory(_) => EngineStats::default(),
+            Self::Rocks(engine) => engine.stats(),
         }
     }
 
     pub(super) fn view(&self) -> View {
         match self {
             Self::Memory(engine) => View::Memory(engine.view()),
+            Self::Rocks(engine) => View::Rocks(engine.view()),
         }
     }
 }
@@ -58,6 +113,7 @@ impl View {
     ) -> Result<Option<R>> {
         match self {
             Self::Memory(view) => Ok(view.get(family, key, read)),
+            Self::Rocks(view) => view.get(family, key, read),
         }
     }
 
@@ -73,6 +129,7 @@ impl View {
                 .iter()
                 .map(|key| view.get(family, key, &mut read))
                 .collect()),
+            Self::Rocks(view) => view.get_many(family, keys, read),
         }
     }
 
@@ -86,6 +143,7 @@ impl View {
     ) -> Scan<'_> {
         match self {
             Self::Memory(view) => Scan::Memory(view.scan(family, start, end, order)),
+            Self::Rocks(view) => Scan::Rocks(view.scan(family, start, end, order)),
         }
     }
 }
@@ -95,6 +153,7 @@ impl Scan<'_> {
     pub(super) fn next<R>(&mut self, read: impl FnOnce(&[u8], &[u8]) -> R) -> Result<Option<R>> {
         match self {
             Self::Memory(scan) => Ok(scan.next(read)),
+            Self::Rocks(scan) => scan.next(read),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One suite of cases, run for every engine.
 
 use std::{
+    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,9 +15,6 @@ static STAMPED: Table<(u8, Position), Stamped<String>> =
     Table::new("stamped", Family::Membership, b'4');
 static ROOM_ROWS: Table<(u32, Index), u32> = Table::new("room rows", Family::Timeline, b't');
 static SINGLE: Table<(), Cbor<Vec<Option<u8>>>> = Table::new("single", Family::Meta, b'z');
-
-/// Opens the same database again and again.
-type Open = dyn Fn() -> Store;
 
 fn text(value: &str) -> Text {
     Text::from(value)
@@ -502,12 +500,347 @@ async fn a_server_name_is_claimed_once(store: Store) {
     ));
 }
 
+/// Opens the database of a folder.
+fn open(folder: &Path) -> Store {
+    Store::open(&Config::default(), folder, Clock::system()).unwrap()
+}
+
+fn rocks() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&folder.path().join("database"));
+    (folder, store)
+}
+
+async fn close(store: Store) {
+    tokio::task::spawn_blocking(move || store.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_is_there_after_closing_and_opening() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    assert!(store.was_clean());
+    let key = store.database_key();
+    store.claim_server_name("a.example").await.unwrap();
+    let mut batch = Batch::new();
+    batch.put(&NUMBERS, &(1, text("a")), &"x".to_owned());
+    batch.add(&COUNTS, &(1,), 3);
+    batch.log(1, b"entry");
+    batch.cursor("search", Position(7));
+    let position = store.submit(batch).await.unwrap();
+    close(store).await;
+
+    let store = open(folder.path());
+    assert!(store.was_clean());
+    assert_eq!(store.database_key(), key);
+    assert!(store.position() > position);
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("x"));
+    assert!(matches!(
+        store.claim_server_name("b.example").await,
+        Err(Error::Open(_))
+    ));
+    let page = store.log(Position(position.0 - 1), 10).await.unwrap();
+    assert_eq!(
+        page.entries,
+        [LogEntry {
+            position,
+            kind: 1,
+            payload: "entry".into()
+        }]
+    );
+    assert_eq!(
+        store.snapshot().unwrap().cursor("search").unwrap(),
+        Some(Position(7))
+    );
+    let mut batch = Batch::new();
+    batch.add(&COUNTS, &(1,), 4);
+    let next = store.submit(batch).await.unwrap();
+    assert!(next > position);
+    assert_eq!(
+        store.snapshot().unwrap().get(&COUNTS, &(1,)).unwrap(),
+        Some(Counter(7))
+    );
+}
+
+/// Dropping a store does not close the database in good order, and writes nothing but what was queued.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_there_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut last = Position(0);
+    for round in 0..5 {
+        let store = open(folder.path());
+        assert_eq!(store.was_clean(), round == 0);
+        assert_eq!(
+            store
+                .snapshot()
+                .unwrap()
+                .scan(NUMBERS.all(), Order::Forward)
+                .count(),
+            round as usize * 50
+        );
+        assert!(store.position() >= last);
+        let commits: Vec<Commit> = (0..50)
+            .map(|number| put(&store, round, &number.to_string(), "x"))
+            .collect();
+        for commit in commits {
+            let position = commit.await.unwrap();
+            assert!(position > last);
+            last = position;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_is_opened_once() {
+    let (folder, store) = rocks();
+    let path = folder.path().join("database");
+    let second = Store::open(&Config::default(), &path, Clock::system());
+    let Err(Error::Open(reason)) = second else {
+        panic!("opened twice")
+    };
+    assert!(reason.contains("another process"), "{reason}");
+    drop(store);
+    open(&path);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_schema_is_refused() {
+    let (folder, store) = rocks();
+    let mut batch = Batch::new();
+    meta::put(&mut batch, meta::SCHEMA, &(migrate::SCHEMA + 1));
+    store.submit(batch).await.unwrap();
+    close(store).await;
+    let opened = Store::open(
+        &Config::default(),
+        &folder.path().join("database"),
+        Clock::system(),
+    );
+    let Err(Error::Open(reason)) = opened else {
+        panic!("opened a newer schema")
+    };
+    assert!(reason.contains("schema"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_copy_knows_positions_of_the_lost_future() {
+    let (folder, store) = rocks();
+    let known = put(&store, 1, "a", "kept").await.unwrap();
+    let copy = folder.path().join("copy");
+    store.checkpoint(&copy).unwrap();
+    let lost = put(&store, 1, "a", "lost").await.unwrap();
+    assert!(store.has_published(lost));
+    drop(store);
+
+    let store = Store::open_restored(&Config::default(), &copy, Clock::system()).unwrap();
+    assert_eq!(get(&store, 1, "a").as_deref(), Some("kept"));
+    assert!(store.has_published(known) && !store.has_published(lost));
+    let next = put(&store, 1, "a", "new").await.unwrap();
+    assert!(next > lost && store.has_published(next) && !store.has_published(Position(next.0 + 1)));
+    drop(store);
+    let store = open(&copy);
+    assert!(store.has_published(known) && !store.has_published(lost) && store.has_published(next));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_temporary_rows_vanish_when_compacted() {
+    static TEMPORARY: Table<(u32,), Expiring<String>> =
+        Table::new("temporary", Family::Temporary, b'x');
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Clock::manual(1_000_000);
+    let store = Store::open(&Config::default(), folder.path(), clock.clone()).unwrap();
+    let mut batch = Batch::new();
+    for number in 0..10 {
+        let row = Expiring(
+            Millis48(1_000_000 + u64::from(number) * 1_000),
+            "x".to_owned(),
+        );
+        batch.put(&TEMPORARY, &(number,), &row);
+    }
+    store.submit(batch).await.unwrap();
+    clock.advance(Duration::from_millis(4_500));
+    store.inner.engine.flush().unwrap();
+    store.compact();
+    let left: Vec<u32> = {
+        let snapshot = store.snapshot().unwrap();
+        snapshot
+            .scan(TEMPORARY.all(), Order::Forward)
+            .map(|row| row.unwrap().0.0)
+            .collect()
+    };
+    assert_eq!(left, [5, 6, 7, 8, 9]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn integrity_and_numbers_can_be_asked_for() {
+    let (_folder, store) = rocks();
+    for number in 0..20 {
+        put(&store, number, "a", "x").await.unwrap();
+    }
+    assert!(store.check_integrity().unwrap() > 20);
+    let stats = store.stats();
+    assert_eq!(
+        (stats.commits, stats.conflicts, stats.queue_batches),
+        (20, 0, 0)
+    );
+    assert!(stats.groups <= 20 && stats.syncs.counts.iter().sum::<u64>() == stats.groups);
+    assert_eq!(stats.engine.families.len(), 16);
+    assert!(stats.engine.write_buffer_bytes > 0 && !stats.engine.is_stalled);
+    store.inner.engine.flush().unwrap();
+    assert!(store.disk_bytes() > 0);
+    assert!(
+        store
+            .stats()
+            .engine
+            .families
+            .iter()
+            .any(|family| family.family == "us" && family.disk_bytes > 0)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_waiting_for_the_disk_it_is_synced_soon_after() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        durability: Durability::Relaxed,
+        ..Config::default()
+    };
+    let store = Store::open(&config, folder.path(), Clock::system()).unwrap();
+    put(&store, 1, "a", "x").await.unwrap();
+    let synced = async {
+        while store.stats().syncs.counts.iter().sum::<u64>() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), synced)
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_relaxed_batches_does_not_wait_for_the_disk() {
+    let (_folder, store) = rocks();
+    let mut batch = Batch::new();
+    batch.put(&NEIGHBOR, &(1,), &1);
+    batch.relaxed();
+    let mut other = Batch::new();
+    other.append(batch);
+    let syncs = |store: &Store| store.stats().syncs.counts.iter().sum::<u64>();
+    let before = syncs(&store);
+    store.submit(other).await.unwrap();
+    // The timer that syncs it may have run meanwhile on a machine under load.
+    assert!(syncs(&store) <= before + 1);
+    let mut firm = Batch::new();
+    firm.put(&NEIGHBOR, &(1,), &1);
+    let mut relaxed = Batch::new();
+    relaxed.put(&NEIGHBOR, &(2,), &1);
+    relaxed.relaxed();
+    relaxed.append(firm);
+    assert!(!relaxed.is_relaxed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_after_a_commit_ends_everything() {
+    let failures = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&failures);
+    let on_failure: OnFailure = Arc::new(move |error| told.lock().unwrap().push(error.to_string()));
+    let setup = Setup {
+        on_failure,
+        ..Setup::new(Clock::system(), false)
+    };
+    let store = Store::start(
+        Engine::Memory(memory::Memory::default()),
+        Writer::Same,
+        setup,
+    )
+    .unwrap();
+    let mut batch = Batch::new();
+    batch.put(&NEIGHBOR, &(1,), &1);
+    batch.on_publish(|_position| panic!("a hook fails (on purpose)"));
+    assert!(matches!(store.submit(batch).await, Err(Error::Closed)));
+    assert!(matches!(put(&store, 1, "a", "x").await, Err(Error::Closed)));
+    assert_eq!(failures.lock().unwrap().len(), 1);
+}
+
+async fn the_log_is_trimmed_after_a_week(open: impl Fn(Clock) -> Store) {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let clock = Clock::manual(1_700_000_000_000);
+    let store = open(clock.clone());
+    let start = store.position();
+    for _hour in 0..8 * 24 {
+        let mut batch = Batch::new();
+        batch.log(1, b"x");
+        store.submit(batch).await.unwrap();
+        clock.advance(HOUR);
+    }
+    let page = store.snapshot().unwrap().log(start, usize::MAX).unwrap();
+    assert!(page.has_gap);
+    assert!(
+        (7 * 24..=7 * 24 + 1).contains(&page.entries.len()),
+        "{} entries",
+        page.entries.len()
+    );
+    assert_eq!(page.entries.last().unwrap().position, store.position());
+    let rest = store
+        .snapshot()
+        .unwrap()
+        .log(page.entries[0].position, usize::MAX)
+        .unwrap();
+    assert!(!rest.has_gap);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_in_memory_is_trimmed_after_a_week() {
+    the_log_is_trimmed_after_a_week(Store::memory_with).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_on_disk_is_trimmed_after_a_week() {
+    let folder = tempfile::tempdir().unwrap();
+    the_log_is_trimmed_after_a_week(|clock| {
+        Store::open(&Config::default(), folder.path(), clock).unwrap()
+    })
+    .await;
+}
+
+async fn jobs_are_kept_until_they_are_finished(store: Store) {
+    let mut job = Job::new("rooms.purge", vec![1, 2]);
+    let mut batch = Batch::new();
+    batch.add_job(5, job.clone());
+    store.submit(batch).await.unwrap();
+    let mut batch = Batch::new();
+    batch.add_job(5, job.clone());
+    assert!(matches!(store.submit(batch).await, Err(Error::Conflict)));
+    job.state = JobState::Failed("no disk".to_owned());
+    job.progress = JobProgress { done: 1, total: 2 };
+    let mut batch = Batch::new();
+    batch.put_job(5, job.clone());
+    store.submit(batch).await.unwrap();
+    assert_eq!(
+        store.snapshot().unwrap().jobs().unwrap(),
+        [(5, job.clone())]
+    );
+    assert_eq!(store.snapshot().unwrap().job(5).unwrap(), Some(job));
+    let mut batch = Batch::new();
+    batch.finish_job(5);
+    store.submit(batch).await.unwrap();
+    assert!(store.snapshot().unwrap().jobs().unwrap().is_empty());
+}
+
 macro_rules! cases {
     ($($case:ident)*) => {$(
         mod $case {
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn in_memory() {
                 super::$case(super::Store::memory()).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn on_disk() {
+                let (_folder, store) = super::rocks();
+                super::$case(store).await;
             }
         }
     )*};
@@ -528,4 +861,5 @@ cases! {
     the_log_is_read_from_memory_and_from_the_table
     nothing_is_taken_after_closing
     a_server_name_is_claimed_once
+    jobs_are_kept_until_they_are_finished
 }

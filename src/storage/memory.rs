@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Batch, Family, Order, batch::Write};
+use super::{Batch, Family, Order, batch::Write, number};
 
 /// Rows copied at a time, so that a scan does not hold the lock.
 const PAGE: usize = 64;
@@ -136,11 +136,6 @@ fn set(rows: &mut BTreeMap<Bytes, Versions>, key: &[u8], value: Option<Bytes>, n
             .or_default()
             .set(value, now),
     }
-}
-
-/// As the merge operator of RocksDB reads it: what is no counter counts as 0.
-fn number(bytes: &[u8]) -> i64 {
-    bytes.try_into().map_or(0, i64::from_le_bytes)
 }
 
 impl Versions {

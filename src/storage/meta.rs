@@ -23,9 +23,7 @@ pub(super) const SERVER_NAME: &str = "server name";
 pub(super) const DATABASE_KEY: &str = "database key";
 /// u8: 1 while closed in good order.
 pub(super) const CLEAN: &str = "clean";
-/// u16: see [`Position`]. A restored backup gets the next one.
-pub(super) const WRITER: &str = "writer";
-/// Position of the last batch.
+/// Position of the last batch; names the writer.
 pub(super) const LAST: &str = "last position";
 /// Position before the first entry that the log still has.
 pub(super) const LOG_START: &str = "log start";
@@ -50,19 +48,31 @@ pub(super) fn put(batch: &mut Batch, name: &str, value: &impl Record) {
 /// What the store needs to know at its start.
 pub(super) struct Facts {
     pub(super) last: Position,
+    /// The last positions of earlier writers, oldest first.
+    pub(super) earlier: Vec<Position>,
     pub(super) database_key: [u8; 32],
     pub(super) was_clean: bool,
 }
 
+/// Whose positions come next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// Those of the writer before.
+    Same,
+    /// A new one's: the database is a copy, and the original may have given out positions after it.
+    Next,
+}
+
 /// Reads the facts, or writes those of a new database; marks it as open.
-pub(super) fn open(engine: &Engine, clock: &Clock) -> Result<Facts> {
+pub(super) fn open(engine: &Engine, clock: &Clock, writer: Writer) -> Result<Facts> {
     let view = engine.view();
-    let is_new = migrate::check(read(&view, SCHEMA)?)?;
     let mut batch = Batch::new();
-    let facts = if is_new {
-        create(&mut batch, clock)
-    } else {
-        load(&view)?
+    let facts = match read(&view, SCHEMA)? {
+        None => create(&mut batch, clock),
+        Some(schema) => {
+            migrate::run(engine, schema)?;
+            load(&view, writer, &mut batch)?
+        }
     };
     put(&mut batch, CLEAN, &0u8);
     engine.write(&mut std::iter::once(&batch), true)?;
@@ -70,33 +80,53 @@ pub(super) fn open(engine: &Engine, clock: &Clock) -> Result<Facts> {
 }
 
 fn create(batch: &mut Batch, clock: &Clock) -> Facts {
+    let last = Position::new(1, 0);
     let facts = Facts {
-        last: Position::new(1, 0),
+        last,
+        earlier: Vec::new(),
         database_key: clock.random_bytes(),
         was_clean: true,
     };
     put(batch, SCHEMA, &migrate::SCHEMA);
     put(batch, DATABASE_KEY, &facts.database_key);
-    put(batch, WRITER, &1u16);
     put(batch, LAST, &facts.last);
     facts
 }
 
-fn load(view: &View) -> Result<Facts> {
+fn load(view: &View, writer: Writer, batch: &mut Batch) -> Result<Facts> {
     let missing = |name| Error::Corrupt {
         table: FACTS.name(),
         reason: format!("no {name}"),
     };
-    let writer = read(view, WRITER)?.ok_or_else(|| missing(WRITER))?;
-    let last: Position = read(view, LAST)?.ok_or_else(|| missing(LAST))?;
+    let mut last: Position = read(view, LAST)?.ok_or_else(|| missing(LAST))?;
+    let earlier: Vec<u8> = read(view, EARLIER)?.unwrap_or_default();
+    let (chunks, _rest) = earlier.as_chunks::<8>();
+    let mut earlier: Vec<Position> = chunks
+        .iter()
+        .map(|bytes| Position(u64::from_be_bytes(*bytes)))
+        .collect();
+    if writer == Writer::Next {
+        earlier.push(last);
+        put(
+            batch,
+            EARLIER,
+            &earlier
+                .iter()
+                .flat_map(|position| position.0.to_be_bytes())
+                .collect::<Vec<u8>>(),
+        );
+        let next = last
+            .writer()
+            .checked_add(1)
+            .ok_or_else(|| Error::Open("it was restored too often".to_owned()))?;
+        last = Position::new(next, 0);
+        put(batch, LAST, &last);
+    }
+    let database_key = read(view, DATABASE_KEY)?.ok_or_else(|| missing(DATABASE_KEY))?;
     Ok(Facts {
-        // A writer number given by a restore starts its own sequence.
-        last: if last.writer() == writer {
-            last
-        } else {
-            Position::new(writer, 0)
-        },
-        database_key: read(view, DATABASE_KEY)?.ok_or_else(|| missing(DATABASE_KEY))?,
+        last,
+        earlier,
+        database_key,
         was_clean: read(view, CLEAN)? == Some(1u8),
     })
 }

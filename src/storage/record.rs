@@ -12,7 +12,7 @@ mod tests;
 pub trait Record: Sized {
     fn encode(&self, to: &mut Vec<u8>);
     /// The reason, if `from` is no such record.
-    fn decode(from: &[u8]) -> std::result::Result<Self, String>;
+    fn decode(from: &[u8]) -> Result<Self, String>;
 }
 
 /// A serde struct in CBOR: structs and enums by name, so that records can grow by optional fields.
@@ -64,6 +64,11 @@ macro_rules! big_endian {
 }
 
 big_endian!(u8, u16, u32, u64);
+
+/// A counter as the engines read it when they add: what is none counts as 0.
+pub(super) fn number(bytes: &[u8]) -> i64 {
+    bytes.try_into().map_or(0, i64::from_le_bytes)
+}
 
 /// `from` as an array, if it has that length.
 fn exactly<const N: usize>(from: &[u8]) -> Result<[u8; N], String> {

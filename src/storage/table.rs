@@ -186,7 +186,7 @@ impl<K: TableKey, V: Record> Table<K, V> {
 }
 
 /// The first key after all that start with `prefix`. The tag is below 0xff, so there is one.
-fn successor(mut prefix: Vec<u8>) -> Vec<u8> {
+pub(super) fn successor(mut prefix: Vec<u8>) -> Vec<u8> {
     while let Some(last) = prefix.pop() {
         if last < 0xff {
             prefix.push(last + 1);
