@@ -7,14 +7,15 @@ use std::sync::{Arc, LazyLock};
 
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, UserId, event_id,
-    events::{StateEventType, TimelineEventType},
+    events::{StateEventType, TimelineEventType, room::member::MembershipState},
     room_version_rules::AuthorizationRules,
-    state_res, uint, user_id,
+    state_res::{self, events::RoomMemberEvent},
+    uint, user_id,
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::events::{pdu::Pdu, sign::Verified};
+use crate::events::{pdu::Pdu, power::PowerLevels, sign::Verified};
 
 /// Why an event is not authorized.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +72,27 @@ impl Verified {
         rules: &AuthorizationRules,
         fetch: impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>>,
     ) -> Result<Authorized, Refused> {
-        match check(rules, &self, fetch) {
+        let checked = check(rules, &self, fetch);
+        self.authorized(checked)
+    }
+
+    /// The same, as [`check_with_levels`].
+    ///
+    /// # Errors
+    ///
+    /// If the rules refuse the event.
+    pub fn authorize_with_levels(
+        self,
+        rules: &AuthorizationRules,
+        levels: &PowerLevels,
+        fetch: impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>>,
+    ) -> Result<Authorized, Refused> {
+        let checked = check_with_levels(rules, &self, levels, fetch);
+        self.authorized(checked)
+    }
+
+    fn authorized(self, checked: Result<(), AuthError>) -> Result<Authorized, Refused> {
+        match checked {
             Ok(()) => Ok(Authorized(self.into_pdu())),
             Err(error) => Err(Refused {
                 event: Box::new(self),
@@ -153,6 +174,61 @@ pub fn check(
         }
     };
     state_res::check_state_dependent_auth_rules(rules, event, fetch).map_err(AuthError::Refused)
+}
+
+/// [`check`] with the power levels of the same state, parsed before. Of the state it asks for the sender's membership only, and it parses
+/// nothing else, unless the event is one whose type has rules of its own, or something in the power levels or the create event is
+/// malformed: then it is [`check`].
+///
+/// # Errors
+///
+/// If the event is to be rejected, or, at the current state, to be soft-failed.
+pub fn check_with_levels(
+    rules: &AuthorizationRules,
+    event: &Pdu,
+    levels: &PowerLevels,
+    fetch: impl Fn(&StateEventType, &str) -> Option<Arc<Pdu>>,
+) -> Result<(), AuthError> {
+    if !levels.is_sound() || has_rules_of_its_own(rules, event) {
+        return check(rules, event, fetch);
+    }
+    let refused = |reason: &str| Err(AuthError::Refused(reason.to_owned()));
+    if !levels.admits_server_of(&event.sender) {
+        return refused("the room does not federate, and the sender is of another server");
+    }
+    let membership = fetch(&StateEventType::RoomMember, event.sender.as_str());
+    let is_joined = |member: Arc<Pdu>| {
+        RoomMemberEvent::new(member)
+            .membership()
+            .is_ok_and(|membership| membership == MembershipState::Join)
+    };
+    if !membership.is_some_and(is_joined) {
+        return refused("the sender is not joined");
+    }
+    let needed = match event.is_state() {
+        true => levels.state(&event.event_type),
+        false => levels.message(&event.event_type),
+    };
+    if levels.user(&event.sender) < needed {
+        return refused("the sender has not the power to send events of this type");
+    }
+    match event.state_key.as_deref() {
+        Some(key) if key.starts_with('@') && key != event.sender.as_str() => {
+            refused("the state key is another user's ID")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_rules_of_its_own(rules: &AuthorizationRules, event: &Pdu) -> bool {
+    match event.event_type {
+        TimelineEventType::RoomCreate
+        | TimelineEventType::RoomMember
+        | TimelineEventType::RoomPowerLevels
+        | TimelineEventType::RoomThirdPartyInvite => true,
+        TimelineEventType::RoomRedaction => rules.special_case_room_redaction,
+        _ => rules.special_case_room_aliases,
+    }
 }
 
 /// [`check`] for an event that a local user sends, with what we refuse to send although others may: inviting a user of another server into

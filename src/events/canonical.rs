@@ -62,15 +62,11 @@ impl<'de> Visitor<'de> for Value {
     }
 
     fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<CanonicalJsonValue, E> {
-        Int::try_from(value)
-            .map(CanonicalJsonValue::Integer)
-            .map_err(|_| E::custom("integer out of range"))
+        integer(value)
     }
 
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<CanonicalJsonValue, E> {
-        Int::try_from(value)
-            .map(CanonicalJsonValue::Integer)
-            .map_err(|_| E::custom("integer out of range"))
+        integer(value)
     }
 
     fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<CanonicalJsonValue, E> {
@@ -95,6 +91,13 @@ impl<'de> Visitor<'de> for Value {
 
     fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<CanonicalJsonValue, A::Error> {
         Object.visit_map(access).map(CanonicalJsonValue::Object)
+    }
+}
+
+fn integer<E: serde::de::Error>(value: impl TryInto<Int>) -> Result<CanonicalJsonValue, E> {
+    match value.try_into() {
+        Ok(integer) => Ok(CanonicalJsonValue::Integer(integer)),
+        Err(_) => Err(E::custom("integer out of range")),
     }
 }
 

@@ -97,7 +97,7 @@ pub fn check_object(
     }
     let hash = ruma::signatures::reference_hash(&object, rules)?;
     let event_id =
-        EventId::parse(format!("${hash}")).map_err(|_| FormatError::Invalid("event_id"))?;
+        EventId::parse(format!("${hash}")).expect("a hash after a dollar sign is an event ID");
     Ok(Parsed {
         object,
         event_id,

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use ruma::{
-    Int, OwnedUserId, UserId,
+    Int, OwnedServerName, OwnedUserId, UserId,
     events::{TimelineEventType, room::power_levels::UserPowerLevel},
     room_version_rules::AuthorizationRules,
     state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField as Field},
@@ -44,6 +44,8 @@ pub struct PowerLevels {
     invite: i64,
     /// Users above every level.
     creators: Vec<OwnedUserId>,
+    /// In a room that does not federate, the only server whose users may do anything.
+    only_server: Option<OwnedServerName>,
     is_sound: bool,
 }
 
@@ -51,7 +53,12 @@ impl PowerLevels {
     /// The levels in a room with this state. `power_levels` is the `m.room.power_levels` event, if there is one.
     pub fn new(rules: &AuthorizationRules, power_levels: Option<&Pdu>, create: &Pdu) -> Self {
         let mut is_sound = true;
-        let creators = or_default(RoomCreateEvent::new(create).creators(rules), &mut is_sound);
+        let created = RoomCreateEvent::new(create);
+        let creators = or_default(created.creators(rules), &mut is_sound);
+        let federates = created.federate().unwrap_or_else(|_| {
+            is_sound = false;
+            true
+        });
         let mut levels = match power_levels {
             Some(event) => Self::of_event(rules, &RoomPowerLevelsEvent::new(event)),
             None => Self::without_event(),
@@ -65,6 +72,7 @@ impl PowerLevels {
                 .map(|creator| (creator, CREATOR_LEVEL))
                 .collect();
         }
+        levels.only_server = (!federates).then(|| create.sender.server_name().to_owned());
         levels.is_sound &= is_sound;
         levels
     }
@@ -110,6 +118,7 @@ impl PowerLevels {
             redact: default(Field::Redact),
             invite: default(Field::Invite),
             creators: Vec::new(),
+            only_server: None,
             is_sound: true,
         }
     }
@@ -117,6 +126,13 @@ impl PowerLevels {
     /// Whether every level in the power levels and the creators in the create event are well formed.
     pub fn is_sound(&self) -> bool {
         self.is_sound
+    }
+
+    /// Whether events of this user's server are allowed at all: in a room that does not federate, only those of the creator's.
+    pub fn admits_server_of(&self, user: &UserId) -> bool {
+        self.only_server
+            .as_ref()
+            .is_none_or(|server| server == user.server_name())
     }
 
     /// The level of a user, member or not.

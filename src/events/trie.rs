@@ -129,7 +129,16 @@ pub fn get_many<S: NodeSource>(
         let nodes = source.nodes(&numbers)?;
         let mut below = Vec::new();
         for (node, (_, positions)) in nodes.iter().zip(wanted) {
-            look_up(node, level, keys, &positions, &mut values, &mut below);
+            match &**node {
+                Node::Leaf(entries) => look_up(entries, keys, &positions, &mut values),
+                Node::Inner {
+                    bitmap, children, ..
+                } => {
+                    let digit_of =
+                        |position: usize| keys.get(position).map(|key| digit(*key, level));
+                    below.extend(by_child(*bitmap, children, &positions, digit_of));
+                }
+            }
         }
         wanted = below;
         level += 1;
@@ -138,37 +147,37 @@ pub fn get_many<S: NodeSource>(
 }
 
 fn look_up(
-    node: &Node,
-    level: u32,
+    entries: &[Entry],
     keys: &[StateKeyNumber],
     positions: &[usize],
     values: &mut [Option<StateNumber>],
-    below: &mut Vec<(NodeNumber, Vec<usize>)>,
 ) {
-    let start = below.len();
     for &position in positions {
-        let (Some(&key), Some(value)) = (keys.get(position), values.get_mut(position)) else {
-            continue;
-        };
-        match node {
-            Node::Leaf(entries) => *value = find(entries, key),
-            Node::Inner {
-                bitmap, children, ..
-            } => {
-                let Some(number) = child(*bitmap, children, digit(key, level)) else {
-                    continue;
-                };
-                match below
-                    .iter_mut()
-                    .skip(start)
-                    .find(|(other, _)| *other == number)
-                {
-                    Some((_, positions)) => positions.push(position),
-                    None => below.push((number, vec![position])),
-                }
-            }
+        if let (Some(key), Some(value)) = (keys.get(position), values.get_mut(position)) {
+            *value = find(entries, *key);
         }
     }
+}
+
+/// Positions by the child of an inner node that their digit leads to; those that lead nowhere are left out.
+fn by_child(
+    bitmap: u16,
+    children: &[NodeNumber],
+    positions: &[usize],
+    digit_of: impl Fn(usize) -> Option<u16>,
+) -> Vec<(NodeNumber, Vec<usize>)> {
+    let mut parts: Vec<(NodeNumber, Vec<usize>)> = Vec::new();
+    for &position in positions {
+        let Some(number) = digit_of(position).and_then(|digit| child(bitmap, children, digit))
+        else {
+            continue;
+        };
+        match parts.iter_mut().find(|(other, _)| *other == number) {
+            Some((_, part)) => part.push(position),
+            None => parts.push((number, vec![position])),
+        }
+    }
+    parts
 }
 
 /// All entries, in no particular order (but always the same).

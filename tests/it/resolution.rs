@@ -1,5 +1,7 @@
 //! State resolution on whole rooms: our wrapper, called as the room engine calls it, against the library on everything.
 
+#![allow(clippy::indexing_slicing, reason = "what is missing fails the test")]
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
@@ -157,81 +159,31 @@ impl Room {
 
     /// Our wrapper, as the room engine calls it: trimmed maps, numbers, and only the bodies it names.
     pub(crate) fn resolved_by_us(&self) -> BTreeSet<OwnedEventId> {
-        let keys: BTreeSet<&Key> = self.states.iter().flat_map(|state| state.keys()).collect();
-        let is_conflicted = |key: &Key| {
-            self.states
-                .iter()
-                .any(|state| state.get(key) != self.states[0].get(key))
-        };
-        let conflicted_keys: HashSet<&Key> =
-            keys.into_iter().filter(|key| is_conflicted(key)).collect();
-        let (conflicted, common): (Vec<_>, Vec<_>) = self
-            .states
-            .iter()
-            .map(|state| {
-                state
-                    .clone()
-                    .into_iter()
-                    .partition::<StateMap<_>, _>(|(key, _)| conflicted_keys.contains(key))
-            })
-            .unzip();
-
-        let common_numbers = self.number_all(common[0].values());
+        let (conflicted, common) = self.split();
         let sets: Vec<_> = conflicted
             .iter()
             .map(|state| self.number_all(state.values()))
             .collect();
-        let difference = self.graph.auth_difference(&common_numbers, &sets);
+        let difference = self
+            .graph
+            .auth_difference(&self.number_all(common.values()), &sets);
         let subgraph = match rules(&self.version).state_res.v2_rules() {
             Some(rules) if rules.consider_conflicted_state_subgraph => {
                 self.graph.conflicted_subgraph(&sets.concat())
             }
             _ => Vec::new(),
         };
-
-        let set: Vec<StateNumber> = sets
-            .concat()
-            .into_iter()
-            .chain(difference.clone())
-            .chain(subgraph.clone())
-            .collect();
-        let rules = &rules(&self.version).authorization;
-        let base_keys =
-            resolve::base_keys(rules, set.iter().map(|number| &**self.by_number(*number)));
-        let base: StateMap<_> = base_keys
-            .iter()
-            .filter_map(|key| common[0].get_key_value(key))
-            .map(|(key, id)| (key.clone(), id.clone()))
-            .collect();
-        let base_numbers = self.number_all(base.values());
-        let power_levels = self
-            .keys
-            .get(&(StateEventType::RoomPowerLevels, String::new()));
-        let bodies = resolve::bodies(
-            &self.graph,
-            &set,
-            &base_numbers,
-            *power_levels.expect("rooms have power levels"),
-        );
-        let create = StateNumber(0);
-
+        let set = [sets.concat(), difference.clone(), subgraph.clone()].concat();
+        let base = self.base(&set, &common);
         let resolution = Resolution {
             version: self.version.clone(),
             conflicted,
+            bodies: self.bodies(&set, &base),
             base,
             difference: self.ids(&difference),
             subgraph: self.ids(&subgraph),
-            bodies: bodies
-                .into_iter()
-                .chain([create])
-                .map(|number| {
-                    (
-                        self.by_number(number).event_id.clone(),
-                        Arc::clone(self.by_number(number)),
-                    )
-                })
-                .collect(),
         };
+
         let resolved = resolve::resolve(&resolution).expect("everything needed was loaded");
         let mut state = self.states[0].clone();
         for (key, id) in resolve::changes(&resolution, &resolved) {
@@ -241,6 +193,53 @@ impl Room {
             };
         }
         state.into_values().collect()
+    }
+
+    /// The conflicted entries of each state, and those that all states have.
+    fn split(&self) -> (Vec<StateMap<OwnedEventId>>, StateMap<OwnedEventId>) {
+        let is_common = |key: &Key| {
+            self.states
+                .iter()
+                .all(|state| state.get(key) == self.states[0].get(key))
+        };
+        let part = |state: &StateMap<OwnedEventId>, common: bool| -> StateMap<OwnedEventId> {
+            let entries = state.iter().filter(|(key, _)| is_common(key) == common);
+            entries.map(|(key, id)| (key.clone(), id.clone())).collect()
+        };
+        (
+            self.states.iter().map(|state| part(state, false)).collect(),
+            part(&self.states[0], true),
+        )
+    }
+
+    /// The common entries that a resolution of these events needs.
+    fn base(&self, set: &[StateNumber], common: &StateMap<OwnedEventId>) -> StateMap<OwnedEventId> {
+        let events = set.iter().map(|number| &**self.by_number(*number));
+        let keys = resolve::base_keys(&rules(&self.version).authorization, events);
+        let entries = keys.iter().filter_map(|key| common.get_key_value(key));
+        entries.map(|(key, id)| (key.clone(), id.clone())).collect()
+    }
+
+    fn bodies(
+        &self,
+        set: &[StateNumber],
+        base: &StateMap<OwnedEventId>,
+    ) -> HashMap<OwnedEventId, Arc<Pdu>> {
+        let power_levels = self.keys[&(StateEventType::RoomPowerLevels, String::new())];
+        let numbers = resolve::bodies(
+            &self.graph,
+            set,
+            &self.number_all(base.values()),
+            power_levels,
+        );
+        let create = StateNumber(0);
+        let events = numbers
+            .into_iter()
+            .chain([create])
+            .map(|number| self.by_number(number));
+        events
+            .map(|event| (event.event_id.clone(), Arc::clone(event)))
+            .collect()
     }
 }
 
@@ -272,7 +271,7 @@ impl Fork {
         };
         let create = json!({ "creator": user(0), "room_version": fork.version.as_str() });
         let create = fork
-            .send(0, "m.room.create", "", &create, 0)
+            .send(0, ("m.room.create", ""), &create, 0)
             .expect("a room can be created");
         if rules(&fork.version)
             .authorization
@@ -282,8 +281,7 @@ impl Fork {
         }
         fork.send(
             0,
-            "m.room.member",
-            &user(0),
+            ("m.room.member", &user(0)),
             &json!({ "membership": "join" }),
             0,
         );
@@ -291,11 +289,10 @@ impl Fork {
             RoomVersionId::V12 => json!({ "users": { user(1): 50 } }),
             _ => json!({ "users": { user(0): 100, user(1): 50 } }),
         };
-        fork.send(0, "m.room.power_levels", "", &levels, 0);
+        fork.send(0, ("m.room.power_levels", ""), &levels, 0);
         fork.send(
             0,
-            "m.room.join_rules",
-            "",
+            ("m.room.join_rules", ""),
             &json!({ "join_rule": "public" }),
             0,
         );
@@ -306,14 +303,13 @@ impl Fork {
     fn send(
         &mut self,
         sender: usize,
-        event_type: &str,
-        state_key: &str,
+        (event_type, state_key): (&str, &str),
         content: &Value,
         branch: usize,
     ) -> Option<Arc<Pdu>> {
         let authorization = &rules(&self.version).authorization;
         let number = self.events.len();
-        let id = blake3::hash(&[number as u8, self.random.random()]).to_hex();
+        let id = blake3::hash(&[self.random.random(), self.random.random()]).to_hex();
         let id = EventId::parse(format!("${}{number}", &id[..20])).expect("this is an event ID");
         let mut event = json!({
             "type": event_type, "sender": user(sender), "state_key": state_key, "content": content, "depth": 1,
@@ -370,36 +366,31 @@ impl Fork {
         match self.random.random_range(0..12) {
             0..=3 => self.send(
                 sender,
-                "m.room.member",
-                &user(sender),
+                ("m.room.member", &user(sender)),
                 &json!({ "membership": "join", "n": level }),
                 branch,
             ),
             4 => self.send(
                 sender,
-                "m.room.member",
-                &user(sender),
+                ("m.room.member", &user(sender)),
                 &json!({ "membership": "leave" }),
                 branch,
             ),
             5 => self.send(
                 sender,
-                "m.room.member",
-                &user(other),
+                ("m.room.member", &user(other)),
                 &json!({ "membership": "leave" }),
                 branch,
             ),
             6 => self.send(
                 sender,
-                "m.room.member",
-                &user(other),
+                ("m.room.member", &user(other)),
                 &json!({ "membership": "ban" }),
                 branch,
             ),
             7 => self.send(
                 sender,
-                "m.room.member",
-                &user(other),
+                ("m.room.member", &user(other)),
                 &json!({ "membership": "invite" }),
                 branch,
             ),
@@ -407,8 +398,7 @@ impl Fork {
                 let rule = ["public", "invite", "knock"][self.random.random_range(0..3)];
                 self.send(
                     sender,
-                    "m.room.join_rules",
-                    "",
+                    ("m.room.join_rules", ""),
                     &json!({ "join_rule": rule }),
                     branch,
                 )
@@ -418,12 +408,11 @@ impl Fork {
                     &self.branches[branch][&(StateEventType::RoomPowerLevels, String::new())];
                 let mut levels: Value = current.content_as().expect("levels are an object");
                 levels["users"][user(other)] = level.into();
-                self.send(sender, "m.room.power_levels", "", &levels, branch)
+                self.send(sender, ("m.room.power_levels", ""), &levels, branch)
             }
             _ => self.send(
                 sender,
-                "m.room.topic",
-                "",
+                ("m.room.topic", ""),
                 &json!({ "topic": level }),
                 branch,
             ),

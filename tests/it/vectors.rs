@@ -10,7 +10,7 @@ use std::{
 };
 
 use flate2::read::GzDecoder;
-use hearth::events::{Pdu, auth};
+use hearth::events::{Pdu, PowerLevels, auth};
 use ruma::{OwnedEventId, RoomVersionId, events::StateEventType, state_res};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -83,6 +83,16 @@ fn auth_rules_answer_as_the_vectors() {
         };
 
         let ours = auth::check(rules, &event, fetch).is_ok();
+        let create =
+            fetch(&StateEventType::RoomCreate, "").expect("every state has a create event");
+        let levels = fetch(&StateEventType::RoomPowerLevels, "");
+        let levels = PowerLevels::new(rules, levels.as_deref(), &create);
+        let with_levels = auth::check_with_levels(rules, &event, &levels, fetch).is_ok();
+        assert_eq!(
+            with_levels, ours,
+            "with parsed levels, seed {}",
+            vector.seed
+        );
         let library = state_res::check_state_dependent_auth_rules(rules, &event, fetch).is_ok();
 
         let other = vector.other_implementation_allows.unwrap_or(vector.allow);

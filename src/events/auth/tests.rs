@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use proptest::prelude::*;
 use ruma::room_version_rules::RoomVersionRules;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::events::version;
 
 type State = HashMap<(StateEventType, String), Arc<Pdu>>;
 
@@ -188,4 +190,88 @@ fn content_that_no_rule_allows_still_has_a_selection() {
         (keys(&RoomVersionRules::V11), keys(&RoomVersionRules::V12)),
         (3, 2)
     );
+}
+
+/// A level as an event may hold it, most often a number.
+fn any_level() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        8 => (-10..110_i64).prop_map(Value::from),
+        1 => (-10..110_i64).prop_map(|level| level.to_string().into()),
+        1 => prop::sample::select(vec![json!(null), json!([]), json!("x"), json!("1.5")]),
+    ]
+}
+
+fn any_levels() -> impl Strategy<Value = Value> {
+    let fields = [
+        "users_default",
+        "events_default",
+        "state_default",
+        "ban",
+        "kick",
+        "redact",
+        "invite",
+    ];
+    let user = prop::sample::select(vec![CREATOR, LOCAL, REMOTE, "nobody"]);
+    let event_type = prop::sample::select(vec![
+        "m.room.message",
+        "m.room.topic",
+        "m.room.redaction",
+        "other",
+    ]);
+    (
+        prop::collection::btree_map(prop::sample::select(fields.to_vec()), any_level(), 0..3),
+        prop::option::of(prop::collection::btree_map(user, any_level(), 0..3)),
+        prop::option::of(prop::collection::btree_map(event_type, any_level(), 0..3)),
+    )
+        .prop_map(|(fields, users, events)| {
+            let mut levels = json!(fields);
+            let maps = [
+                ("users", users.map(|users| json!(users))),
+                ("events", events.map(|events| json!(events))),
+            ];
+            for (field, map) in maps {
+                if let Some(map) = map {
+                    levels[field] = map;
+                }
+            }
+            levels
+        })
+}
+
+fn any_create() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec![
+        json!({}),
+        json!({ "creator": CREATOR }),
+        json!({ "creator": CREATOR, "m.federate": false }),
+        json!({ "creator": LOCAL, "m.federate": true, "additional_creators": [LOCAL] }),
+        json!({ "creator": CREATOR, "m.federate": "no" }),
+        json!({ "creator": CREATOR, "additional_creators": [1] }),
+    ])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn with_parsed_levels_the_answer_is_the_same(
+        version in prop::sample::select(version::SERVED.to_vec()),
+        content in any_create(),
+        levels in prop::option::weighted(0.9, any_levels()),
+        membership in prop::option::weighted(0.9, prop::sample::select(vec!["join", "join", "join", "leave", "odd"])),
+        event_type in prop::sample::select(vec!["m.room.message", "m.room.topic", "m.room.redaction", "m.room.power_levels", "m.room.member", "other"]),
+        sender in prop::sample::select(vec![CREATOR, LOCAL, REMOTE]),
+        state_key in prop::option::of(prop::sample::select(vec!["", "x", CREATOR, LOCAL])),
+    ) {
+        let rules = &version::rules(&version).expect("served versions have rules").authorization;
+        let power_levels = levels.map(|levels| event("m.room.power_levels", CREATOR, Some(""), &levels, &[]));
+        let member = membership.map(|membership| member(sender, sender, membership));
+        let create = create(&content);
+        let parsed = PowerLevels::new(rules, power_levels.as_ref(), &create);
+        let state = state([create].into_iter().chain(power_levels).chain(member));
+        let event = event(event_type, sender, state_key, &json!({}), &[]);
+
+        let expected = check(rules, &event, in_state(&state)).is_ok();
+        let answer = check_with_levels(rules, &event, &parsed, in_state(&state)).is_ok();
+        prop_assert_eq!(answer, expected);
+    }
 }

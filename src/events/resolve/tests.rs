@@ -8,50 +8,41 @@ use super::*;
 const ALICE: &str = "@alice:x.example";
 const BOB: &str = "@bob:x.example";
 
-fn event(
-    id: &str,
-    event_type: &str,
-    sender: &str,
-    state_key: &str,
-    content: &Value,
-    auth_events: &[&str],
-) -> Arc<Pdu> {
+/// An event with the first of these IDs, citing the others; the users are its sender and its state key.
+fn event(ids: &[&str], event_type: &str, users: [&str; 2], content: &Value) -> Arc<Pdu> {
+    let (id, auth_events) = ids.split_first().expect("an event has an ID");
+    let [sender, state_key] = users;
     let json = json!({
         "type": event_type, "sender": sender, "state_key": state_key, "content": content, "depth": 1, "room_id": "!r:x.example",
         "origin_server_ts": 1, "prev_events": [], "auth_events": auth_events,
     });
-    let id = EventId::parse(id).expect("this is an event ID");
+    let id = EventId::parse(*id).expect("this is an event ID");
     Arc::new(Pdu::from_stored(id, json.to_string().into(), false).expect("all fields are there"))
 }
 
 /// Bob was invited into a room without join rules; on one side he has joined.
 fn without_join_rules() -> Resolution {
     let key = (StateEventType::RoomMember, BOB.to_owned());
+    let membership = |membership: &str| json!({ "membership": membership });
     let events = [
-        event("$create", "m.room.create", ALICE, "", &json!({}), &[]),
+        event(&["$create"], "m.room.create", [ALICE, ""], &json!({})),
         event(
-            "$alice",
+            &["$alice", "$create"],
             "m.room.member",
-            ALICE,
-            ALICE,
-            &json!({ "membership": "join" }),
-            &["$create"],
+            [ALICE, ALICE],
+            &membership("join"),
         ),
         event(
-            "$invite",
+            &["$invite", "$create", "$alice"],
             "m.room.member",
-            ALICE,
-            BOB,
-            &json!({ "membership": "invite" }),
-            &["$create", "$alice"],
+            [ALICE, BOB],
+            &membership("invite"),
         ),
         event(
-            "$join",
+            &["$join", "$create", "$invite"],
             "m.room.member",
-            BOB,
-            BOB,
-            &json!({ "membership": "join" }),
-            &["$create", "$invite"],
+            [BOB, BOB],
+            &membership("join"),
         ),
     ];
     let state = |id: &EventId| StateMap::from([(key.clone(), id.to_owned())]);

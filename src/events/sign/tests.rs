@@ -289,16 +289,13 @@ fn the_servers_that_must_sign_are_named() {
     );
 
     let other = Signer::generate(server_name!("y.example").to_owned(), &[4; 32]);
-    let keys: PublicKeyMap = keys(&signer)
-        .into_iter()
-        .chain(self::keys(&other))
-        .collect();
+    let both: PublicKeyMap = keys(&signer).into_iter().chain(keys(&other)).collect();
     assert!(
-        verify(parsed.clone(), rules, &keys).is_err(),
+        verify(parsed.clone(), rules, &both).is_err(),
         "the other server has not signed"
     );
     other
         .countersign(&mut parsed.object, rules)
         .expect("the event is sound");
-    assert!(verify(parsed, rules, &keys).is_ok());
+    assert!(verify(parsed, rules, &both).is_ok());
 }
