@@ -1,0 +1,250 @@
+//! Who is in which room: the current memberships by room and by user, the servers of a room, and what an invited or
+//! knocking user may see.
+//!
+//! The rows follow the current state of the room, not single events. engine.md section 5.5.
+
+use std::sync::Arc;
+
+use ruma::{UserId, events::room::member::MembershipState};
+
+use super::{Error, RoomNumber, Rooms, ServerNumber};
+use crate::{
+    accounts::UserNumber,
+    events::{EventNumber, StateNumber},
+    storage::{
+        Batch, Counter, Family, KeyError, KeyPart, Order, Position, PositionAt, Snapshot, Stamped, Table, Topic,
+    },
+};
+
+static BY_ROOM: Table<(RoomNumber, Class, UserNumber), Stamped<MemberRow>> =
+    Table::new("members_by_room", Family::Membership, b'R');
+static BY_USER: Table<(UserNumber, Class, RoomNumber), Stamped<UserRow>> =
+    Table::new("members_by_user", Family::Membership, b'U');
+static SERVERS: Table<(RoomNumber, ServerNumber), Counter> = Table::new("room_servers", Family::Membership, b'S');
+static STRIPPED: Table<(UserNumber, RoomNumber), String> = Table::new("stripped_state", Family::Membership, b'I');
+
+/// The membership of a user in a room, as a part of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[repr(u8)]
+pub enum Class {
+    Join = 1,
+    Invite = 2,
+    Knock = 3,
+    Leave = 4,
+    Ban = 5,
+}
+
+impl Class {
+    pub const ALL: [Self; 5] = [Self::Join, Self::Invite, Self::Knock, Self::Leave, Self::Ban];
+
+    /// The class of a `membership`; unknown values count as having left.
+    pub fn of(membership: &MembershipState) -> Self {
+        match membership {
+            MembershipState::Join => Self::Join,
+            MembershipState::Invite => Self::Invite,
+            MembershipState::Knock => Self::Knock,
+            MembershipState::Ban => Self::Ban,
+            _ => Self::Leave,
+        }
+    }
+}
+
+impl KeyPart for Class {
+    fn encode(&self, to: &mut Vec<u8>) {
+        to.push(*self as u8);
+    }
+    fn decode(from: &mut &[u8]) -> Result<Self, KeyError> {
+        let byte = u8::decode(from)?;
+        Self::ALL.into_iter().find(|class| *class as u8 == byte).ok_or(KeyError)
+    }
+}
+
+/// A member of a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MemberRow {
+    pub event: EventNumber,
+    pub state: StateNumber,
+}
+
+/// A room of a user of this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct UserRow {
+    /// The membership event; zero if this server is not in the room and only the stripped state is known.
+    pub event: EventNumber,
+    /// The user does not want to hear of the room any more.
+    pub forgotten: bool,
+}
+
+/// A change of one membership in the current state.
+#[derive(Clone, Debug)]
+pub(super) struct MembershipChange {
+    pub(super) user: UserNumber,
+    /// `None` for users of other servers.
+    pub(super) is_local: bool,
+    pub(super) server: ServerNumber,
+    pub(super) before: Option<Class>,
+    pub(super) after: Class,
+    pub(super) event: EventNumber,
+    pub(super) state: StateNumber,
+    /// What an invited or knocking local user is shown.
+    pub(super) stripped: Option<String>,
+}
+
+/// Adds the rows of a change.
+pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipChange) {
+    if let Some(before) = change.before.filter(|before| *before != change.after) {
+        batch.delete(&BY_ROOM, &(room, before, change.user));
+        if change.is_local {
+            batch.delete(&BY_USER, &(change.user, before, room));
+        }
+    }
+    let member = MemberRow { event: change.event, state: change.state };
+    let at = PositionAt::Value(0);
+    batch.put_stamped(&BY_ROOM, &(room, change.after, change.user), &Stamped(Position(0), member), at);
+    if change.is_local {
+        let row = UserRow { event: change.event, forgotten: false };
+        batch.put_stamped(&BY_USER, &(change.user, change.after, room), &Stamped(Position(0), row), at);
+        match &change.stripped {
+            Some(stripped) => batch.put(&STRIPPED, &(change.user, room), stripped),
+            None if matches!(change.before, Some(Class::Invite | Class::Knock)) => {
+                batch.delete(&STRIPPED, &(change.user, room));
+            }
+            None => {}
+        }
+        batch.wake(Topic::User(change.user.0));
+    }
+    let was_joined = change.before == Some(Class::Join);
+    let is_joined = change.after == Class::Join;
+    if is_joined != was_joined {
+        batch.add(&SERVERS, &(room, change.server), if is_joined { 1 } else { -1 });
+    }
+}
+
+/// The rooms of a user, as far as the user has not forgotten them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserRoom {
+    pub room: RoomNumber,
+    pub class: Class,
+    pub event: EventNumber,
+    /// When the membership became what it is.
+    pub position: Position,
+}
+
+impl Rooms {
+    /// The rooms of a user of this server: joined, invited, knocked, left and banned, forgotten ones left out.
+    pub fn rooms_of(&self, snapshot: &Snapshot, user: UserNumber) -> Result<Arc<Vec<UserRoom>>, Error> {
+        if let Some((read_at, rooms)) = self.caches.user_rooms.get(&user)
+            && snapshot.position() >= read_at
+        {
+            // Entries newer than the snapshot cannot be told from older ones; they are only a little early.
+            return Ok(rooms);
+        }
+        let mut rooms = Vec::new();
+        for row in snapshot.scan(BY_USER.prefix(&(user,)), Order::Forward) {
+            let ((_, class, room), Stamped(position, row)) = row?;
+            if !row.forgotten {
+                rooms.push(UserRoom { room, class, event: row.event, position });
+            }
+        }
+        let rooms = Arc::new(rooms);
+        let weight = rooms.len() * size_of::<UserRoom>() + 128;
+        let read_at = snapshot.position();
+        let entry = (read_at, Arc::clone(&rooms));
+        self.caches.user_rooms.put_if(user, entry, weight, || {
+            let changed = self.caches.membership_changed.load(std::sync::atomic::Ordering::Acquire);
+            read_at.0 >= changed
+        });
+        Ok(rooms)
+    }
+
+    /// The current membership of a user of this server in a room.
+    pub fn user_room(&self, snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<Option<UserRoom>, Error> {
+        Ok(self.rooms_of(snapshot, user)?.iter().find(|entry| entry.room == room).cloned())
+    }
+
+    /// Whether a user of any server is joined now.
+    pub fn is_joined(&self, snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<bool, Error> {
+        Ok(snapshot.get(&BY_ROOM, &(room, Class::Join, user))?.is_some())
+    }
+
+    /// The current membership of a user of any server.
+    pub fn class_of(&self, snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<Option<Class>, Error> {
+        for class in Class::ALL {
+            if snapshot.get(&BY_ROOM, &(room, class, user))?.is_some() {
+                return Ok(Some(class));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The users of a class in the current state, with the position of their membership, by number; at most `limit`.
+    pub fn members(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        class: Class,
+        limit: usize,
+    ) -> Result<Vec<(UserNumber, Position, MemberRow)>, Error> {
+        let rows = snapshot.scan(BY_ROOM.prefix(&(room, class)), Order::Forward).take(limit);
+        rows.map(|row| row.map(|((_, _, user), Stamped(position, row))| (user, position, row)))
+            .collect::<Result<_, _>>()
+            .map_err(Error::from)
+    }
+
+    /// The stripped state that an invited or knocking user of this server was shown: a JSON array.
+    pub fn stripped_state(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        room: RoomNumber,
+    ) -> Result<Option<String>, Error> {
+        Ok(snapshot.get(&STRIPPED, &(user, room))?)
+    }
+
+    /// Servers with joined members.
+    pub fn servers(&self, snapshot: &Snapshot, room: RoomNumber) -> Result<Vec<ServerNumber>, Error> {
+        let mut servers = Vec::new();
+        for row in snapshot.scan(SERVERS.prefix(&(room,)), Order::Forward) {
+            let ((_, server), Counter(joined)) = row?;
+            if joined > 0 {
+                servers.push(server);
+            }
+        }
+        Ok(servers)
+    }
+
+    /// Marks a room as forgotten by a user who has left it.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] if the user is still in the room.
+    pub async fn forget(&self, user: &UserId, room: RoomNumber) -> Result<(), Error> {
+        let Some(number) = self.accounts.intern(&[user]).await?.first().copied() else { return Err(Error::NotFound) };
+        let _turn = self.locks.lock(room).await;
+        let rooms = self.clone();
+        let found = self
+            .store
+            .read(move |snapshot| -> Result<_, Error> { rooms.user_room(snapshot, number, room) })
+            .await?;
+        let found = found.ok_or(Error::NotFound)?;
+        if !matches!(found.class, Class::Leave | Class::Ban) {
+            return Err(Error::Forbidden("you are still in this room; leave it first".into()));
+        }
+        let mut batch = Batch::new();
+        let row = UserRow { event: found.event, forgotten: true };
+        batch.put(&BY_USER, &(number, found.class, room), &Stamped(found.position, row));
+        batch.wake(Topic::User(number.0));
+        self.invalidate_user_rooms(&mut batch, number);
+        self.store.submit(batch).await?;
+        Ok(())
+    }
+
+    /// Drops what is cached of a user's rooms when `batch` becomes visible.
+    pub(super) fn invalidate_user_rooms(&self, batch: &mut Batch, user: UserNumber) {
+        let rooms = self.clone();
+        batch.on_publish(move |position| {
+            let caches = &rooms.caches;
+            caches.membership_changed.fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
+            caches.user_rooms.remove(&user);
+        });
+    }
+}

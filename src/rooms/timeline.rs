@@ -1,0 +1,217 @@
+//! The timeline of each room: which event stands where.
+//!
+//! Live events get the next higher index, backfilled ones the next lower; depth orders nothing, as it is under remote
+//! control. Within the live part positions grow with the index, so a sync token is found by bisection.
+//! engine.md section 5.4.
+
+use std::sync::Arc;
+
+use super::{
+    Error, EventMeta, RoomNumber, Rooms, StoredEvent,
+    event::Reader,
+};
+use crate::{
+    events::EventNumber,
+    storage::{Batch, Family, Index, Millis48, Order, Position, PositionAt, Record, Snapshot, Table},
+};
+
+static TIMELINE: Table<(RoomNumber, Index), TimelineRow> = Table::new("timeline", Family::Timeline, b't');
+static BY_TIME: Table<(RoomNumber, Millis48, EventNumber), ()> = Table::new("timeline_by_time", Family::Timeline, b'x');
+
+/// What stands at an index of a timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimelineRow {
+    pub event: EventNumber,
+    /// Zero for backfilled events.
+    pub position: Position,
+    /// The low byte of the event's flags.
+    pub flags: u8,
+}
+
+impl TimelineRow {
+    const POSITION: PositionAt = PositionAt::Value(4);
+}
+
+impl Record for TimelineRow {
+    fn encode(&self, to: &mut Vec<u8>) {
+        to.extend_from_slice(&self.event.0.to_be_bytes());
+        to.extend_from_slice(&self.position.0.to_be_bytes());
+        to.push(self.flags);
+    }
+    fn decode(from: &[u8]) -> Result<Self, String> {
+        let mut reader = Reader(from);
+        Ok(Self { event: EventNumber(reader.u32()?), position: Position(reader.u64()?), flags: reader.u8()? })
+    }
+}
+
+/// Adds an event to the timeline.
+pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
+    if !event.meta.is_visible() {
+        return;
+    }
+    let row = TimelineRow {
+        event: event.number,
+        position: event.meta.position,
+        flags: event.meta.flags.to_le_bytes()[0],
+    };
+    batch.put_stamped(&TIMELINE, &(room, Index(event.meta.index)), &row, TimelineRow::POSITION);
+    batch.put(&BY_TIME, &(room, Millis48(event.meta.timestamp), event.number), &());
+}
+
+/// An event with its place.
+#[derive(Clone, Debug)]
+pub struct Placed {
+    pub index: i64,
+    pub position: Position,
+    pub event: Arc<StoredEvent>,
+}
+
+impl Rooms {
+    /// Events of the timeline from `from` on in the direction of `order`, `from` itself excluded; at most `limit`.
+    /// Purged events are passed over.
+    pub fn timeline(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        from: i64,
+        order: Order,
+        limit: usize,
+    ) -> Result<Vec<Placed>, Error> {
+        let mut rows = Vec::with_capacity(limit);
+        let range = match order {
+            Order::Forward => TIMELINE.after(&(room, Index(from)), &(room,)),
+            Order::Backward => TIMELINE.range(&(room,), &(room, Index(from))),
+        };
+        for row in snapshot.scan(range, order) {
+            if rows.len() == limit {
+                break;
+            }
+            let ((_, Index(index)), row) = row?;
+            rows.push((index, row));
+        }
+        self.placed(snapshot, room, &rows)
+    }
+
+    /// The newest events with a position above `since` and an index below `before`, newest first; at most `limit`, and
+    /// whether there are more.
+    pub fn timeline_since(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        since: Position,
+        before: i64,
+        limit: usize,
+    ) -> Result<(Vec<Placed>, bool), Error> {
+        let mut rows = Vec::new();
+        let mut more = false;
+        for row in snapshot.scan(TIMELINE.range(&(room,), &(room, Index(before))), Order::Backward) {
+            let ((_, Index(index)), row) = row?;
+            if row.position <= since {
+                break;
+            }
+            if rows.len() == limit {
+                more = true;
+                break;
+            }
+            rows.push((index, row));
+        }
+        Ok((self.placed(snapshot, room, &rows)?, more))
+    }
+
+    fn placed(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        rows: &[(i64, TimelineRow)],
+    ) -> Result<Vec<Placed>, Error> {
+        let numbers: Vec<_> = rows.iter().map(|(_, row)| row.event).collect();
+        let events = self.events(snapshot, room, &numbers)?;
+        let placed = rows.iter().zip(events).filter_map(|((index, row), event)| {
+            Some(Placed { index: *index, position: row.position, event: event? })
+        });
+        Ok(placed.collect())
+    }
+
+    /// The highest index whose event was visible at `position`; `i64::MIN` if none was.
+    pub fn index_at(&self, snapshot: &Snapshot, room: RoomNumber, position: Position) -> Result<i64, Error> {
+        // The usual token is of the last moments, so the newest few rows come before a bisection.
+        const WALKED: usize = 32;
+        for (walked, row) in snapshot.scan(TIMELINE.prefix(&(room,)), Order::Backward).enumerate() {
+            let ((_, Index(index)), row) = row?;
+            if row.position <= position {
+                return Ok(index);
+            }
+            if walked == WALKED {
+                return self.bisect(snapshot, room, position, index);
+            }
+        }
+        Ok(i64::MIN)
+    }
+
+    /// As [`Self::index_at`], knowing that the row at `above` is later than `position`.
+    fn bisect(&self, snapshot: &Snapshot, room: RoomNumber, position: Position, above: i64) -> Result<i64, Error> {
+        let Some(first) = snapshot.scan(TIMELINE.prefix(&(room,)), Order::Forward).next().transpose()? else {
+            return Ok(i64::MIN);
+        };
+        let ((_, Index(mut low)), row) = first;
+        if row.position > position {
+            return Ok(i64::MIN);
+        }
+        let mut high = above;
+        // The row at `low` is visible, the row at `high` is not; both exist.
+        loop {
+            let middle = i64::midpoint(low, high);
+            let range = TIMELINE.range(&(room,), &(room, Index(middle.saturating_add(1))));
+            let Some(found) = snapshot.scan(range, Order::Backward).next().transpose()? else {
+                return Ok(low);
+            };
+            let ((_, Index(index)), row) = found;
+            if row.position > position {
+                high = index;
+            } else if index > low {
+                low = index;
+            } else {
+                // Nothing lies between `low` and the middle: go on in the upper half, or stop where it is empty.
+                let above = snapshot.scan(TIMELINE.after(&(room, Index(low)), &(room,)), Order::Forward).next();
+                let Some(((_, Index(next)), row)) = above.transpose()? else { return Ok(low) };
+                if row.position > position {
+                    return Ok(low);
+                }
+                low = next;
+            }
+        }
+    }
+
+    /// The event closest to `timestamp` in a direction, by `origin_server_ts`: the first at or after it forwards, the
+    /// last at or before it backwards. `accept` passes over events (those that the asker may not see).
+    pub fn event_at_time(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        timestamp: u64,
+        order: Order,
+        mut accept: impl FnMut(&StoredEvent) -> Result<bool, Error>,
+    ) -> Result<Option<Arc<StoredEvent>>, Error> {
+        let range = match order {
+            Order::Forward => BY_TIME.range(&(room, Millis48(timestamp)), &(RoomNumber(room.0.saturating_add(1)),)),
+            Order::Backward => BY_TIME.range(&(room,), &(room, Millis48(timestamp.saturating_add(1)))),
+        };
+        for row in snapshot.scan(range, order).take(MAX_EVENTS_PASSED_OVER) {
+            let ((_, _, number), ()) = row?;
+            let Some(event) = self.event(snapshot, room, number)? else { continue };
+            if accept(&event)? {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Events that a look-up by time passes over before it gives up.
+const MAX_EVENTS_PASSED_OVER: usize = 1_000;
+
+
+/// The index of an event in the timeline, if it has one.
+pub fn place_of(meta: &EventMeta) -> Option<i64> {
+    meta.is_visible().then_some(meta.index)
+}

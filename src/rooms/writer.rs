@@ -1,0 +1,426 @@
+//! The one writer of a room: authorizes events on the head and appends them.
+//!
+//! [`RoomWriter`] is the guard of the room's lock. An event is prepared in two steps: everything that is read is read
+//! first (in memory if possible, else on the blocking pool), then `append` builds one batch of the event and all that is
+//! derived from it, moves the head on and does not wait. engine.md sections 6.1 and 9.
+
+pub(super) mod authorize;
+
+use std::sync::Arc;
+
+use ruma::{CanonicalJsonObject, OwnedEventId, UserId, events::TimelineEventType};
+
+use self::authorize::{Authorized, Numbers, Target};
+use super::{
+    Class, Error, NewEvent, Published, RoomNumber, Rooms, StoredEvent,
+    event::{self, EventHash},
+    head::{self, Head, HeadRow},
+    membership::{self, MembershipChange},
+    membership_of,
+    send::TransactionKey,
+    state::{self, Source, StateRows},
+    timeline, unread,
+};
+use crate::{
+    events::{EventNumber, PowerLevels},
+    storage::{Batch, Commit, Guard, Snapshot, Topic},
+};
+
+/// Kind of the log entry of an event; engine.md section 10.
+const LOG_EVENT: u8 = 1;
+
+/// The writer of a room. Holding it is the permission to write; dropping it gives the room to the next.
+pub struct RoomWriter {
+    rooms: Rooms,
+    /// Always there until the writer is dropped.
+    head: Option<Box<Head>>,
+    _turn: Guard<RoomNumber>,
+}
+
+impl Drop for RoomWriter {
+    fn drop(&mut self) {
+        if let Some(head) = self.head.take() {
+            self.rooms.keep_head(head);
+        }
+    }
+}
+
+/// An event that was sent, maybe not durable yet.
+#[must_use = "an event counts as sent when it is durable"]
+pub struct Sent {
+    pub event_id: OwnedEventId,
+    /// `None`: there was nothing to write.
+    commit: Option<Commit>,
+}
+
+impl Sent {
+    /// Waits until the event is durable and visible.
+    pub async fn durable(self) -> Result<OwnedEventId, Error> {
+        if let Some(commit) = self.commit {
+            commit.await?;
+        }
+        Ok(self.event_id)
+    }
+}
+
+impl Rooms {
+    /// Waits for the room's turn, and for space in the commit queue.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if the room is not here.
+    pub async fn write(&self, room: RoomNumber) -> Result<RoomWriter, Error> {
+        self.store.has_room().await;
+        let turn = self.locks.lock(room).await;
+        let head = match self.take_head(room) {
+            Some(head) => head,
+            None => {
+                let rooms = self.clone();
+                let read = move |snapshot: &Snapshot| Head::load(&rooms, snapshot, room).map(Box::new);
+                self.store.read(read).await?
+            }
+        };
+        let mut writer = RoomWriter { rooms: self.clone(), head: Some(head), _turn: turn };
+        writer.head_mut().settle();
+        Ok(writer)
+    }
+
+    /// The writer of a room that does not exist yet.
+    pub(super) async fn write_unborn(&self, head: Head) -> RoomWriter {
+        self.store.has_room().await;
+        let turn = self.locks.lock(head.room).await;
+        RoomWriter { rooms: self.clone(), head: Some(Box::new(head)), _turn: turn }
+    }
+
+    fn take_head(&self, room: RoomNumber) -> Option<Box<Head>> {
+        self.heads().pop(&room)
+    }
+
+    fn keep_head(&self, head: Box<Head>) {
+        if !head.is_whole() {
+            // The writer gave up on what it had prepared: the head is read again by the next.
+            return;
+        }
+        let mut heads = self.heads();
+        heads.put(head.room, head);
+        while heads.len() > super::MAX_IDLE_HEADS {
+            let Some((room, oldest)) = heads.pop_lru() else { break };
+            if !oldest.is_settled() {
+                // What it has in flight is nowhere else yet.
+                heads.put(room, oldest);
+                break;
+            }
+        }
+    }
+
+    fn heads(&self) -> std::sync::MutexGuard<'_, lru::LruCache<RoomNumber, Box<Head>>> {
+        self.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl RoomWriter {
+    pub(super) fn head(&self) -> &Head {
+        self.head.as_ref().expect("the head is there until the writer is dropped")
+    }
+
+    pub(super) fn head_mut(&mut self) -> &mut Head {
+        self.head.as_mut().expect("the head is there until the writer is dropped")
+    }
+
+    /// The room that this writes.
+    pub fn room(&self) -> RoomNumber {
+        self.head().room
+    }
+
+    /// The version rules of the room.
+    pub fn rules(&self) -> &'static ruma::room_version_rules::RoomVersionRules {
+        self.head().rules
+    }
+
+    /// A state event of the current state, including what is in flight.
+    pub async fn state(&mut self, event_type: &str, key: &str) -> Result<Option<Arc<StoredEvent>>, Error> {
+        let Some(key) = self.rooms.state_key(event_type, key) else { return Ok(None) };
+        self.with_source(move |head, source| Ok(head.state(source, &key)?.map(|(_, event)| event))).await
+    }
+
+    /// The current membership of a user, including what is in flight.
+    pub async fn membership(&mut self, user: &UserId) -> Result<Option<Class>, Error> {
+        let event = self.state("m.room.member", user.as_str()).await?;
+        Ok(event.map(|event| Class::of(&membership_of(&event))))
+    }
+
+    /// The power levels of the current state, including what is in flight.
+    pub async fn power_levels(&mut self) -> Result<PowerLevels, Error> {
+        let levels = self.state("m.room.power_levels", "").await?;
+        let create = self.state("m.room.create", "").await?.ok_or(Error::NotFound)?;
+        let levels = levels.as_ref().map(|event| &*event.pdu);
+        Ok(PowerLevels::new(&self.rules().authorization, levels, &create.pdu))
+    }
+
+    /// Authorizes and appends an event of a local user. The room can take its next event at once; the event counts as
+    /// sent when [`Sent::durable`] resolves.
+    ///
+    /// # Errors
+    /// [`Error::NotAllowed`] by the room's rules, [`Error::Build`] if it is too large.
+    pub async fn send(&mut self, event: NewEvent) -> Result<Sent, Error> {
+        let key = self.rooms.transaction_key(self.room(), &event);
+        if let Some(key) = &key
+            && let Some(event_id) = self.rooms.known_transaction(&self.head().transactions, key)?
+        {
+            return Ok(self.in_flight(event_id));
+        }
+        if let Some(event_id) = self.unchanged(&event).await? {
+            return Ok(self.in_flight(event_id));
+        }
+        let transaction = event.transaction.clone();
+        let authorized = self.authorize(event).await?;
+        let mut batch = Batch::new();
+        let event_id = authorized.event.pdu.event_id.clone();
+        if let (Some(key), Some(transaction)) = (key, &transaction) {
+            let place = (self.room(), authorized.event.number);
+            self.rooms.insert_transaction(&mut batch, (&key, transaction), place, &event_id);
+            self.remember_transaction(key, event_id.clone());
+        }
+        let batch = self.append(authorized, batch);
+        let commit = Some(self.submit(batch));
+        Ok(Sent { event_id, commit })
+    }
+
+    /// Authorizes and appends an event, leaving it to the caller to submit the batch, before anything else of this
+    /// room. `None` if the event would only repeat the current state.
+    pub(super) async fn prepare(&mut self, event: NewEvent) -> Result<Option<Batch>, Error> {
+        if self.unchanged(&event).await?.is_some() {
+            return Ok(None);
+        }
+        let authorized = self.authorize(event).await?;
+        Ok(Some(self.append(authorized, Batch::new())))
+    }
+
+    /// Queues a batch that [`Self::prepare`] made.
+    pub(super) fn submit(&mut self, batch: Batch) -> Commit {
+        self.head_mut().handed += 1;
+        self.rooms.store.submit(batch)
+    }
+
+    async fn authorize(&mut self, event: NewEvent) -> Result<Authorized, Error> {
+        let numbers = self.numbers(&event).await?;
+        let rooms = self.rooms.clone();
+        self.with_source(move |head, source| authorize::authorize(&rooms, head, source, &event, &numbers)).await
+    }
+
+    fn remember_transaction(&mut self, key: TransactionKey, event_id: OwnedEventId) {
+        let [newer, _] = &mut self.head_mut().transactions;
+        newer.insert(key, event_id);
+    }
+
+    /// The answer for an event that was appended before: it counts when all that is in flight is durable.
+    fn in_flight(&self, event_id: OwnedEventId) -> Sent {
+        // An empty batch is committed after everything that was queued before it.
+        let commit = (!self.head().is_settled()).then(|| self.rooms.store.submit(Batch::new()));
+        Sent { event_id, commit }
+    }
+
+    /// The current state event, if `event` would only repeat it.
+    async fn unchanged(&mut self, event: &NewEvent) -> Result<Option<OwnedEventId>, Error> {
+        let Some(key) = &event.state_key else { return Ok(None) };
+        let event_type = event.event_type.to_string();
+        let Some(current) = self.state(&event_type, key).await? else { return Ok(None) };
+        if current.pdu.sender != event.sender {
+            return Ok(None);
+        }
+        let same = current.pdu.content_as::<CanonicalJsonObject>().is_ok_and(|content| content == event.content);
+        Ok(same.then(|| current.pdu.event_id.clone()))
+    }
+
+    /// Numbers of the users, servers and types that the event names, given out now where they are new.
+    async fn numbers(&self, event: &NewEvent) -> Result<Numbers, Error> {
+        let accounts = &self.rooms.accounts;
+        let interned = accounts.intern(&[&event.sender]).await?;
+        let sender = interned.first().copied().ok_or(Error::NotFound)?;
+        let event_type = self.rooms.numbers.intern_type(&event.event_type.to_string());
+        let mut target = None;
+        if event.event_type == TimelineEventType::RoomMember
+            && let Some(key) = &event.state_key
+        {
+            let user = UserId::parse(key).map_err(|_invalid| Error::Invalid("the state key is not a user ID".into()))?;
+            let number = accounts.intern(&[&user]).await?.first().copied().ok_or(Error::NotFound)?;
+            let server = self.rooms.numbers.intern_server(user.server_name());
+            target = Some(Target { user: number, server, is_local: accounts.is_local(&user) });
+        }
+        Ok(Numbers { sender, event_type, target })
+    }
+
+    /// Runs `read` with what is in memory, and if that is not enough again on the blocking pool with a snapshot.
+    pub(super) async fn with_source<T: Send + 'static>(
+        &mut self,
+        read: impl Fn(&Head, &Source<'_>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let head = self.head();
+        match read(head, &head.source(&self.rooms, None)) {
+            Err(Error::NotInMemory) => {}
+            done => return done,
+        }
+        let head = self.head.take().expect("the head is there until the writer is dropped");
+        let rooms = self.rooms.clone();
+        // The head travels to the other thread and back, also when the closure fails.
+        let (head, result) = self
+            .rooms
+            .store
+            .read(move |snapshot| -> Result<_, crate::storage::Error> {
+                let result = read(&head, &head.source(&rooms, Some(snapshot)));
+                Ok((head, result))
+            })
+            .await?;
+        self.head = Some(head);
+        result
+    }
+
+    /// Adds an authorized event, and everything derived from it, in one batch. `batch` holds what the caller adds.
+    ///
+    /// The head moves on, so the answer must be submitted: then the event is durable when its [`Commit`] resolves. If it
+    /// cannot be committed the process ends.
+    fn append(&mut self, authorized: Authorized, mut batch: Batch) -> Batch {
+        let Authorized { event, hash, state, membership, redaction, parent, unread } = authorized;
+        let rooms = self.rooms.clone();
+        let head = self.head_mut();
+        let room = head.room;
+        head.advance(&event, state.as_ref(), membership.as_ref(), &unread);
+        event::insert(&mut batch, room, &event, hash);
+        timeline::insert(&mut batch, room, &event);
+        head::insert(&mut batch, room, &head.row);
+        if let Some(state) = &state {
+            state::insert(&mut batch, room, state, &hash);
+        }
+        if let Some(change) = &membership {
+            membership::insert(&mut batch, room, change);
+            if change.is_local {
+                rooms.invalidate_user_rooms(&mut batch, change.user);
+            }
+        }
+        super::relations::insert(&mut batch, room, &event, parent.as_deref());
+        unread::insert(&mut batch, room, &event, &unread);
+        if let Some(redacted) = &redaction {
+            super::redact::insert(&mut batch, room, redacted);
+        }
+        batch.log(LOG_EVENT, &log_entry(room, event.number));
+        batch.wake(Topic::Room(room.0));
+        head.count(&mut batch);
+        let event = Arc::new(event);
+        head.remember(&event, state, redaction.as_ref().map(|redacted| &redacted.event));
+        rooms.publish_with(&mut batch, room, head.row.clone(), (event, hash), redaction.map(|redacted| redacted.event));
+        batch
+    }
+}
+
+/// Payload of a log entry of kind [`LOG_EVENT`]: room and event.
+fn log_entry(room: RoomNumber, event: EventNumber) -> [u8; 8] {
+    let mut payload = [0; 8];
+    payload[..4].copy_from_slice(&room.0.to_be_bytes());
+    payload[4..].copy_from_slice(&event.0.to_be_bytes());
+    payload
+}
+
+impl Rooms {
+    /// Makes the head and the bodies known in memory when `batch` becomes visible.
+    fn publish_with(
+        &self,
+        batch: &mut Batch,
+        room: RoomNumber,
+        head: HeadRow,
+        (event, hash): (Arc<StoredEvent>, EventHash),
+        redacted: Option<StoredEvent>,
+    ) {
+        let rooms = self.clone();
+        batch.on_publish(move |position| {
+            let mut event = Arc::unwrap_or_clone(event);
+            event.meta.position = position;
+            let weight = event.weight();
+            let place = super::EventPlace { room, event: event.number };
+            rooms.caches.places.put(hash, place, size_of::<(EventHash, super::EventPlace)>() + 96);
+            rooms.caches.events.put((room, event.number), Arc::new(event), weight);
+            if let Some(redacted) = redacted {
+                rooms.caches.bodies_changed.fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
+                let weight = redacted.weight();
+                rooms.caches.events.put((room, redacted.number), Arc::new(redacted), weight);
+            }
+            let published = Arc::new(Published { head, position });
+            let mut all = rooms.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            all.insert(room, published);
+        });
+    }
+}
+
+impl Head {
+    /// Moves the head on to after `event`.
+    fn advance(
+        &mut self,
+        event: &StoredEvent,
+        state: Option<&StateRows>,
+        membership: Option<&MembershipChange>,
+        unread: &unread::Counted,
+    ) {
+        let row = &mut self.row;
+        self.extremities.retain(|(number, _)| !event.meta.prev_events.contains(number));
+        self.extremities.push((event.number, event.pdu.event_id.clone()));
+        row.extremities = self.extremities.iter().map(|(number, _)| *number).collect();
+        row.next_event = row.next_event.checked_add(1).expect("a room has fewer than 2^32 events");
+        row.high = event.meta.index;
+        row.max_depth = row.max_depth.max(event.meta.depth);
+        if unread.moves_up {
+            row.bump = event.meta.index;
+        }
+        row.ord_all = event.meta.ord_all;
+        row.ord_room = event.meta.ord_room;
+        row.ord_main = unread.ord_main;
+        if let Some(change) = membership {
+            let was_joined = change.before == Some(Class::Join);
+            let is_joined = change.after == Class::Join;
+            if change.is_local {
+                row.local = row.local.saturating_add_signed(i64::from(is_joined) - i64::from(was_joined));
+            }
+        }
+        let Some(state) = state else { return };
+        row.next_state = row.next_state.checked_add(1).expect("a room has fewer than 2^32 state events");
+        if state.is_new_key {
+            row.next_key = row.next_key.checked_add(1).expect("a room has fewer than 2^32 state keys");
+        }
+        if let Some((last, _)) = state.nodes.last() {
+            row.next_node = last.0.checked_add(1).expect("a room has fewer than 2^32 nodes");
+        }
+        if let Some((number, root)) = &state.root {
+            row.next_root = number.0.checked_add(1).expect("a room has fewer than 2^32 states");
+            row.root = *number;
+            row.joined = root.joined;
+            row.invited = root.invited;
+            self.root = *root;
+        }
+    }
+
+    /// Keeps what was appended until it is published.
+    fn remember(
+        &mut self,
+        event: &Arc<StoredEvent>,
+        state: Option<StateRows>,
+        redacted: Option<&StoredEvent>,
+    ) {
+        let [newer, _] = &mut self.fresh;
+        newer.events.insert(event.number, Arc::clone(event));
+        newer.event_numbers.insert(event.pdu.event_id.clone(), event.number);
+        if let Some(redacted) = redacted {
+            let redacted = Arc::new(redacted.clone());
+            for known in self.known.values_mut().flatten() {
+                if known.1.number == redacted.number {
+                    known.1 = Arc::clone(&redacted);
+                }
+            }
+            newer.events.insert(redacted.number, redacted);
+        }
+        let Some(state) = state else { return };
+        let key = state.key.clone();
+        self.known.insert(key.clone(), Some((state.state, Arc::clone(event))));
+        newer.key_numbers.insert(key, state.graph.key);
+        newer.graph.insert(state.state, Arc::new(state.graph));
+        newer.nodes.extend(state.nodes);
+        newer.roots.extend(state.root);
+    }
+}
+
