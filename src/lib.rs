@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod events;
+pub mod rooms;
 pub mod run;
 pub mod server;
 pub mod storage;

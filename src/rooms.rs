@@ -9,6 +9,7 @@ mod create;
 mod directory;
 mod event;
 mod head;
+pub mod identity;
 mod member;
 mod membership;
 mod numbers;
@@ -27,15 +28,15 @@ use std::{
 
 use lru::LruCache;
 use ruma::{
-    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, RoomId, ServerName, UInt,
-    canonical_json::CanonicalJsonValue,
+    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, RoomId,
+    ServerName, UInt, canonical_json::CanonicalJsonValue,
 };
 
 pub use self::{
+    alias::AliasRow,
     create::{CreateRoom, Preset},
     event::{EventMeta, EventPlace, Relation, StoredEvent, flag},
     head::HeadRow,
-    alias::AliasRow,
     member::{Extra, MembershipAction},
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
@@ -92,12 +93,17 @@ pub enum Error {
 
 impl Error {
     fn corrupt(table: &'static str, reason: &str) -> Self {
-        Self::Storage(storage::Error::Corrupt { table, reason: reason.to_owned() })
+        Self::Storage(storage::Error::Corrupt {
+            table,
+            reason: reason.to_owned(),
+        })
     }
 }
 
 /// Section `[rooms]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Version of new rooms when the client does not ask for one: `10`, `11` or `12`.
@@ -110,7 +116,11 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { default_version: "12".to_owned(), event_cache_bytes: 32 << 20, state_cache_bytes: 24 << 20 }
+        Self {
+            default_version: "12".to_owned(),
+            event_cache_bytes: 32 << 20,
+            state_cache_bytes: 24 << 20,
+        }
     }
 }
 
@@ -170,7 +180,10 @@ struct Caches {
 impl Caches {
     fn new(config: &Config) -> Self {
         let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let (events, states) = (bytes(config.event_cache_bytes), bytes(config.state_cache_bytes));
+        let (events, states) = (
+            bytes(config.event_cache_bytes),
+            bytes(config.state_cache_bytes),
+        );
         Self {
             events: Cache::new(events),
             places: Cache::new(events / 8),
@@ -221,7 +234,9 @@ impl Rooms {
             heads: Mutex::new(LruCache::unbounded()),
             published: RwLock::new(published),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The number of a room that this server has heard of.
@@ -266,12 +281,21 @@ impl Rooms {
 
     /// What is published of a room, in memory. It may be newer than a snapshot taken before.
     pub fn published(&self, room: RoomNumber) -> Option<Arc<Published>> {
-        self.published.read().unwrap_or_else(PoisonError::into_inner).get(&room).cloned()
+        self.published
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&room)
+            .cloned()
     }
 
     /// Every room that exists here, in no particular order.
     pub fn all(&self) -> Vec<RoomNumber> {
-        self.published.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.published
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .copied()
+            .collect()
     }
 
     /// The head of a room in a snapshot.
@@ -281,7 +305,9 @@ impl Rooms {
         {
             return Ok(Some(published.head.clone()));
         }
-        Ok(snapshot.get(&head::HEADS, &(room,))?.map(|storage::Stamped(_, head)| head))
+        Ok(snapshot
+            .get(&head::HEADS, &(room,))?
+            .map(|storage::Stamped(_, head)| head))
     }
 
     /// The events of `numbers`, in their order; `None` for stubs and purged events. One read for all that are not in
@@ -292,8 +318,15 @@ impl Rooms {
         room: RoomNumber,
         numbers: &[EventNumber],
     ) -> Result<Vec<Option<Arc<StoredEvent>>>, Error> {
-        let mut events: Vec<_> = numbers.iter().map(|number| self.caches.events.get(&(room, *number))).collect();
-        let missing: Vec<_> = numbers.iter().zip(&events).filter(|(_, event)| event.is_none()).collect();
+        let mut events: Vec<_> = numbers
+            .iter()
+            .map(|number| self.caches.events.get(&(room, *number)))
+            .collect();
+        let missing: Vec<_> = numbers
+            .iter()
+            .zip(&events)
+            .filter(|(_, event)| event.is_none())
+            .collect();
         if missing.is_empty() {
             return Ok(events);
         }
@@ -324,13 +357,17 @@ impl Rooms {
         snapshot: &Snapshot,
         event_id: &EventId,
     ) -> Result<Option<(RoomNumber, Arc<StoredEvent>)>, Error> {
-        let Some(hash) = event::hash_of(event_id) else { return Ok(None) };
+        let Some(hash) = event::hash_of(event_id) else {
+            return Ok(None);
+        };
         let place = match self.caches.places.get(&hash) {
             Some(place) => Some(place),
             None => event::place(snapshot, event_id)?,
         };
         let Some(place) = place else { return Ok(None) };
-        Ok(self.event(snapshot, place.room, place.event)?.map(|event| (place.room, event)))
+        Ok(self
+            .event(snapshot, place.room, place.event)?
+            .map(|event| (place.room, event)))
     }
 
     /// One event of a room by its ID.
@@ -340,15 +377,24 @@ impl Rooms {
         room: RoomNumber,
         event_id: &EventId,
     ) -> Result<Option<Arc<StoredEvent>>, Error> {
-        Ok(self.event_by_id(snapshot, event_id)?.filter(|(found, _)| *found == room).map(|(_, event)| event))
+        Ok(self
+            .event_by_id(snapshot, event_id)?
+            .filter(|(found, _)| *found == room)
+            .map(|(_, event)| event))
     }
 
     /// Caches an event read at `position`, unless bodies have changed since.
     fn remember(&self, position: Position, room: RoomNumber, event: &Arc<StoredEvent>) {
         let weight = event.weight();
-        self.caches.events.put_if((room, event.number), Arc::clone(event), weight, || {
-            position.0 >= self.caches.bodies_changed.load(std::sync::atomic::Ordering::Acquire)
-        });
+        self.caches
+            .events
+            .put_if((room, event.number), Arc::clone(event), weight, || {
+                position.0
+                    >= self
+                        .caches
+                        .bodies_changed
+                        .load(std::sync::atomic::Ordering::Acquire)
+            });
     }
 }
 
@@ -356,7 +402,9 @@ impl Rooms {
 fn object(value: serde_json::Value) -> Result<CanonicalJsonObject, Error> {
     match CanonicalJsonValue::try_from(value) {
         Ok(CanonicalJsonValue::Object(object)) => Ok(object),
-        _ => Err(Error::Invalid("a number is out of the range of canonical JSON".into())),
+        _ => Err(Error::Invalid(
+            "a number is out of the range of canonical JSON".into(),
+        )),
     }
 }
 

@@ -57,10 +57,20 @@ impl Server {
 
     /// What the server needs to serve, each looked at now.
     pub async fn checks(&self) -> Vec<Check> {
-        let can_read = self.store.read(|_snapshot| Ok::<_, storage::Error>(())).await.is_ok();
+        let can_read = self
+            .store
+            .read(|_snapshot| Ok::<_, storage::Error>(()))
+            .await
+            .is_ok();
         vec![
-            Check { name: "database", is_ok: can_read },
-            Check { name: "running", is_ok: !self.closing.is_requested() },
+            Check {
+                name: "database",
+                is_ok: can_read,
+            },
+            Check {
+                name: "running",
+                is_ok: !self.closing.is_requested(),
+            },
         ]
     }
 

@@ -169,7 +169,9 @@ impl Limits {
         let latest = now + interval.saturating_mul(burst.get());
         if after > latest {
             drop(shard);
-            self.limited.get_or_create(&[("bucket", bucket.name())]).inc();
+            self.limited
+                .get_or_create(&[("bucket", bucket.name())])
+                .inc();
             return Err(after - latest);
         }
         shard.insert((bucket, subject), after, now);

@@ -6,7 +6,8 @@ use super::{Error, RoomNumber, Rooms};
 use crate::storage::{Batch, Cbor, Family, Guard, Snapshot, Table, Text};
 
 static ALIASES: Table<(Text,), Cbor<AliasRow>> = Table::new("aliases", Family::RoomHeads, b'a');
-static BY_ROOM: Table<(RoomNumber, Text), ()> = Table::new("aliases_by_room", Family::RoomHeads, b'A');
+static BY_ROOM: Table<(RoomNumber, Text), ()> =
+    Table::new("aliases_by_room", Family::RoomHeads, b'A');
 
 /// Where an alias leads, and who made it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -21,7 +22,10 @@ fn key(alias: &RoomAliasId) -> Text {
 
 /// Adds an alias that was reserved.
 pub(super) fn insert(batch: &mut Batch, alias: &RoomAliasId, room: RoomNumber, creator: &UserId) {
-    let row = AliasRow { room, creator: creator.to_owned() };
+    let row = AliasRow {
+        room,
+        creator: creator.to_owned(),
+    };
     batch.put(&ALIASES, &(key(alias),), &Cbor(row));
     batch.put(&BY_ROOM, &(room, key(alias)), &());
 }
@@ -42,7 +46,10 @@ impl Rooms {
         }
         let turn = self.alias_locks.lock(alias.as_str().to_owned()).await;
         let (rooms, wanted) = (self.clone(), alias.to_owned());
-        let taken = self.store.read(move |snapshot| rooms.alias(snapshot, &wanted)).await?;
+        let taken = self
+            .store
+            .read(move |snapshot| rooms.alias(snapshot, &wanted))
+            .await?;
         match taken {
             Some(_) => Err(Error::AliasInUse),
             None => Ok(ReservedAlias { _turn: turn }),
@@ -50,7 +57,11 @@ impl Rooms {
     }
 
     /// Where an alias of this server leads.
-    pub fn alias(&self, snapshot: &Snapshot, alias: &RoomAliasId) -> Result<Option<AliasRow>, Error> {
+    pub fn alias(
+        &self,
+        snapshot: &Snapshot,
+        alias: &RoomAliasId,
+    ) -> Result<Option<AliasRow>, Error> {
         Ok(snapshot.get(&ALIASES, &(key(alias),))?.map(|Cbor(row)| row))
     }
 }

@@ -26,7 +26,12 @@ struct Shard<K, V> {
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
     /// A cache of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
-        let shard = || Mutex::new(Shard { entries: LruCache::unbounded(), weight: 0 });
+        let shard = || {
+            Mutex::new(Shard {
+                entries: LruCache::unbounded(),
+                weight: 0,
+            })
+        };
         Self {
             shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
             hasher: RandomState::new(),
@@ -37,12 +42,18 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
     fn shard(&self, key: &K) -> std::sync::MutexGuard<'_, Shard<K, V>> {
         let hash = self.hasher.hash_one(key).to_le_bytes();
         let at = usize::from(hash[0]) % SHARDS;
-        let shard = self.shards.get(at).expect("a remainder is below the number of shards");
+        let shard = self
+            .shards
+            .get(at)
+            .expect("a remainder is below the number of shards");
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn get(&self, key: &K) -> Option<V> {
-        self.shard(key).entries.get(key).map(|(value, _)| value.clone())
+        self.shard(key)
+            .entries
+            .get(key)
+            .map(|(value, _)| value.clone())
     }
 
     /// Adds or replaces an entry of `weight` bytes, and drops the least recently used above the limit.
@@ -58,13 +69,21 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         }
         shard.weight += weight;
         while shard.weight > limit {
-            let Some((_, (_, old))) = shard.entries.pop_lru() else { break };
+            let Some((_, (_, old))) = shard.entries.pop_lru() else {
+                break;
+            };
             shard.weight -= old;
         }
     }
 
     /// As [`Self::put`], if `still_true` holds once no one else can change the entry.
-    pub(super) fn put_if(&self, key: K, value: V, weight: usize, still_true: impl FnOnce() -> bool) {
+    pub(super) fn put_if(
+        &self,
+        key: K,
+        value: V,
+        weight: usize,
+        still_true: impl FnOnce() -> bool,
+    ) {
         let mut shard = self.shard(&key);
         if still_true() {
             Self::put_in(&mut shard, self.limit_per_shard, key, (value, weight));

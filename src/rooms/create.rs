@@ -3,12 +3,13 @@
 //! Spec: c2s, "Room creation".
 
 use ruma::{
-    CanonicalJsonObject, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId, ServerName,
-    canonical_json::CanonicalJsonValue, events::TimelineEventType, room_version_rules::RoomVersionRules,
+    CanonicalJsonObject, OwnedRoomAliasId, OwnedRoomId, OwnedUserId, RoomId, RoomVersionId,
+    ServerName, canonical_json::CanonicalJsonValue, events::TimelineEventType,
+    room_version_rules::RoomVersionRules,
 };
 use serde_json::json;
 
-use super::{Error, NewEvent, RoomNumber, Rooms, RoomWriter, head::Head, object};
+use super::{Error, NewEvent, RoomNumber, RoomWriter, Rooms, head::Head, object};
 use crate::{
     events::version,
     storage::{Batch, Commit},
@@ -70,7 +71,9 @@ impl Rooms {
             making.add(event).await?;
         }
         for user in &room.invite {
-            let invite = self.invite_event(&room.creator, user, room.is_direct).await?;
+            let invite = self
+                .invite_event(&room.creator, user, room.is_direct)
+                .await?;
             making.add(invite).await?;
         }
         let number = making.writer.room();
@@ -90,7 +93,11 @@ impl Rooms {
             None => RoomVersionId::try_from(self.config.default_version.as_str())
                 .map_err(|_invalid| Error::UnsupportedVersion)?,
         };
-        if version::CREATABLE.contains(&version) { Ok(version) } else { Err(Error::UnsupportedVersion) }
+        if version::CREATABLE.contains(&version) {
+            Ok(version)
+        } else {
+            Err(Error::UnsupportedVersion)
+        }
     }
 
     /// The writer of the new room, with its create event prepared.
@@ -112,14 +119,25 @@ impl Rooms {
             fresh_room_id(self.own_name(), &self.clock.random_string(18))
         };
         if self.numbers.room(&room_id).is_some() {
-            return Err(Error::Invalid(format!("the room {room_id} exists already").into()));
+            return Err(Error::Invalid(
+                format!("the room {room_id} exists already").into(),
+            ));
         }
         let number = self.numbers.intern_room(&room_id);
         let head = Head::unborn(number, room_id.clone(), version)?;
         let writer = self.write_unborn(head).await;
-        let mut making = Making { writer, room_id, batches: Vec::new() };
+        let mut making = Making {
+            writer,
+            room_id,
+            batches: Vec::new(),
+        };
         making.add(create).await?;
-        making.add(self.join_event(&room.creator, &CanonicalJsonObject::new()).await?).await?;
+        making
+            .add(
+                self.join_event(&room.creator, &CanonicalJsonObject::new())
+                    .await?,
+            )
+            .await?;
         Ok(making)
     }
 }
@@ -143,7 +161,11 @@ impl Making {
         if let Some(last) = self.batches.last_mut() {
             last.append(more);
         }
-        let commits: Vec<Commit> = self.batches.into_iter().map(|batch| self.writer.submit(batch)).collect();
+        let commits: Vec<Commit> = self
+            .batches
+            .into_iter()
+            .map(|batch| self.writer.submit(batch))
+            .collect();
         drop(self.writer);
         for commit in commits {
             commit.await?;
@@ -153,22 +175,30 @@ impl Making {
 }
 
 fn fresh_room_id(server: &ServerName, random: &str) -> OwnedRoomId {
-    RoomId::parse(format!("!{random}:{server}")).expect("random letters and a server name make a room ID")
+    RoomId::parse(format!("!{random}:{server}"))
+        .expect("random letters and a server name make a room ID")
 }
 
 fn create_event(room: &CreateRoom, version: &RoomVersionId, rules: &RoomVersionRules) -> NewEvent {
     let mut content = room.creation_content.clone();
-    content.insert("room_version".to_owned(), CanonicalJsonValue::String(version.as_str().to_owned()));
+    content.insert(
+        "room_version".to_owned(),
+        CanonicalJsonValue::String(version.as_str().to_owned()),
+    );
     if rules.authorization.use_room_create_sender {
         content.remove("creator");
     } else {
-        content.insert("creator".to_owned(), CanonicalJsonValue::String(room.creator.to_string()));
+        content.insert(
+            "creator".to_owned(),
+            CanonicalJsonValue::String(room.creator.to_string()),
+        );
     }
     if rules.authorization.additional_room_creators && room.preset == Preset::TrustedPrivateChat {
         let mut creators: Vec<String> = match content.get("additional_creators") {
-            Some(CanonicalJsonValue::Array(given)) => {
-                given.iter().filter_map(|user| user.as_str().map(str::to_owned)).collect()
-            }
+            Some(CanonicalJsonValue::Array(given)) => given
+                .iter()
+                .filter_map(|user| user.as_str().map(str::to_owned))
+                .collect(),
             _ => Vec::new(),
         };
         creators.extend(room.invite.iter().map(|user| user.to_string()));
@@ -176,11 +206,22 @@ fn create_event(room: &CreateRoom, version: &RoomVersionId, rules: &RoomVersionR
         creators.dedup();
         creators.retain(|user| *user != room.creator);
         if !creators.is_empty() {
-            let creators = creators.into_iter().map(CanonicalJsonValue::String).collect();
-            content.insert("additional_creators".to_owned(), CanonicalJsonValue::Array(creators));
+            let creators = creators
+                .into_iter()
+                .map(CanonicalJsonValue::String)
+                .collect();
+            content.insert(
+                "additional_creators".to_owned(),
+                CanonicalJsonValue::Array(creators),
+            );
         }
     }
-    NewEvent::state(room.creator.clone(), TimelineEventType::RoomCreate, "", content)
+    NewEvent::state(
+        room.creator.clone(),
+        TimelineEventType::RoomCreate,
+        "",
+        content,
+    )
 }
 
 /// The events after the creator's join and before the invites, in order.
@@ -188,34 +229,63 @@ fn events(room: &CreateRoom, rules: &RoomVersionRules) -> Result<Vec<NewEvent>, 
     let state = |event_type: TimelineEventType, content| {
         NewEvent::state(room.creator.clone(), event_type, "", content)
     };
-    let mut events = vec![state(TimelineEventType::RoomPowerLevels, power_levels(room, rules)?)];
+    let mut events = vec![state(
+        TimelineEventType::RoomPowerLevels,
+        power_levels(room, rules)?,
+    )];
     if let Some(alias) = &room.alias {
-        events.push(state(TimelineEventType::RoomCanonicalAlias, object(json!({ "alias": alias }))?));
+        events.push(state(
+            TimelineEventType::RoomCanonicalAlias,
+            object(json!({ "alias": alias }))?,
+        ));
     }
     let (join_rule, history, guests) = match room.preset {
         Preset::PublicChat => ("public", "shared", "forbidden"),
         Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "shared", "can_join"),
     };
     let preset = [
-        (TimelineEventType::RoomJoinRules, json!({ "join_rule": join_rule })),
-        (TimelineEventType::RoomHistoryVisibility, json!({ "history_visibility": history })),
-        (TimelineEventType::RoomGuestAccess, json!({ "guest_access": guests })),
+        (
+            TimelineEventType::RoomJoinRules,
+            json!({ "join_rule": join_rule }),
+        ),
+        (
+            TimelineEventType::RoomHistoryVisibility,
+            json!({ "history_visibility": history }),
+        ),
+        (
+            TimelineEventType::RoomGuestAccess,
+            json!({ "guest_access": guests }),
+        ),
     ];
     for (event_type, content) in preset {
-        let replaced = room.initial_state.iter().any(|(given, key, _)| *given == event_type && key.is_empty());
+        let replaced = room
+            .initial_state
+            .iter()
+            .any(|(given, key, _)| *given == event_type && key.is_empty());
         if !replaced {
             events.push(state(event_type, object(content)?));
         }
     }
     for (event_type, key, content) in &room.initial_state {
-        events.push(NewEvent::state(room.creator.clone(), event_type.clone(), key.clone(), content.clone()));
+        events.push(NewEvent::state(
+            room.creator.clone(),
+            event_type.clone(),
+            key.clone(),
+            content.clone(),
+        ));
     }
     if let Some(name) = &room.name {
-        events.push(state(TimelineEventType::RoomName, object(json!({ "name": name }))?));
+        events.push(state(
+            TimelineEventType::RoomName,
+            object(json!({ "name": name }))?,
+        ));
     }
     if let Some(topic) = &room.topic {
         let text = json!({ "m.text": [{ "body": topic }] });
-        events.push(state(TimelineEventType::RoomTopic, object(json!({ "topic": topic, "m.topic": text }))?));
+        events.push(state(
+            TimelineEventType::RoomTopic,
+            object(json!({ "topic": topic, "m.topic": text }))?,
+        ));
     }
     Ok(events)
 }
@@ -227,11 +297,19 @@ fn power_levels(room: &CreateRoom, rules: &RoomVersionRules) -> Result<Canonical
     if !privileged {
         users.insert(room.creator.to_string(), json!(100));
         if room.preset == Preset::TrustedPrivateChat {
-            users.extend(room.invite.iter().map(|user| (user.to_string(), json!(100))));
+            users.extend(
+                room.invite
+                    .iter()
+                    .map(|user| (user.to_string(), json!(100))),
+            );
         }
     }
     let tombstone = if privileged { 150 } else { 100 };
-    let invite = if room.preset == Preset::PublicChat { 50 } else { 0 };
+    let invite = if room.preset == Preset::PublicChat {
+        50
+    } else {
+        0
+    };
     let mut levels = object(json!({
         "ban": 50,
         "events": {

@@ -20,9 +20,12 @@ use crate::{
 /// The 32 bytes that an event ID of room version 4 and later is made of.
 pub(crate) type EventHash = [u8; 32];
 
-pub(super) static EVENT_IDS: Table<(EventHash,), EventPlace> = Table::new("event_ids", Family::EventIds, b'e');
-pub(super) static BODIES: Table<(RoomNumber, EventNumber), Body> = Table::new("bodies", Family::Events, b'e');
-pub(super) static METAS: Table<(RoomNumber, EventNumber), EventMeta> = Table::new("metas", Family::EventMeta, b'e');
+pub(super) static EVENT_IDS: Table<(EventHash,), EventPlace> =
+    Table::new("event_ids", Family::EventIds, b'e');
+pub(super) static BODIES: Table<(RoomNumber, EventNumber), Body> =
+    Table::new("bodies", Family::Events, b'e');
+pub(super) static METAS: Table<(RoomNumber, EventNumber), EventMeta> =
+    Table::new("metas", Family::EventMeta, b'e');
 
 /// Where an event of this ID lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +41,10 @@ impl Record for EventPlace {
     }
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
-        Ok(Self { room: RoomNumber(reader.u32()?), event: EventNumber(reader.u32()?) })
+        Ok(Self {
+            room: RoomNumber(reader.u32()?),
+            event: EventNumber(reader.u32()?),
+        })
     }
 }
 
@@ -64,8 +70,14 @@ impl Record for Body {
             FORMAT_JSON => {}
             other => return Err(format!("unknown body format {other}")),
         }
-        let hash = reader.take(32)?.try_into().map_err(|_short| "short hash".to_owned())?;
-        Ok(Self { hash, json: Bytes::copy_from_slice(reader.0) })
+        let hash = reader
+            .take(32)?
+            .try_into()
+            .map_err(|_short| "short hash".to_owned())?;
+        Ok(Self {
+            hash,
+            json: Bytes::copy_from_slice(reader.0),
+        })
     }
 }
 
@@ -117,9 +129,15 @@ impl Relation {
     }
 
     pub(super) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Replace, Self::Annotation, Self::Reference, Self::Thread, Self::Other]
-            .into_iter()
-            .find(|relation| *relation as u8 == byte)
+        [
+            Self::Replace,
+            Self::Annotation,
+            Self::Reference,
+            Self::Thread,
+            Self::Other,
+        ]
+        .into_iter()
+        .find(|relation| *relation as u8 == byte)
     }
 }
 
@@ -249,7 +267,8 @@ impl Record for EventMeta {
         meta.relation = match reader.u8()? {
             0 => None,
             byte => {
-                let relation = Relation::from_byte(byte).ok_or_else(|| format!("unknown relation {byte}"))?;
+                let relation =
+                    Relation::from_byte(byte).ok_or_else(|| format!("unknown relation {byte}"))?;
                 Some((relation, EventNumber(reader.varint_u32()?)))
             }
         };
@@ -321,14 +340,32 @@ fn decode(number: EventNumber, body: Body, meta: EventMeta) -> Result<Arc<Stored
     let rejected = meta.has(flag::REJECTED_BY_AUTH_EVENTS | flag::REJECTED_BY_STATE);
     let pdu = Pdu::from_stored(id_of(&body.hash), body.json, rejected)
         .map_err(|malformed| Error::corrupt("bodies", &malformed.to_string()))?;
-    Ok(Arc::new(StoredEvent { number, meta, pdu: Arc::new(pdu) }))
+    Ok(Arc::new(StoredEvent {
+        number,
+        meta,
+        pdu: Arc::new(pdu),
+    }))
 }
 
 /// Adds the rows of one event.
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent, hash: EventHash) {
     let key = (room, event.number);
-    batch.put(&EVENT_IDS, &(hash,), &EventPlace { room, event: event.number });
-    batch.put(&BODIES, &key, &Body { hash, json: event.pdu.json.clone() });
+    batch.put(
+        &EVENT_IDS,
+        &(hash,),
+        &EventPlace {
+            room,
+            event: event.number,
+        },
+    );
+    batch.put(
+        &BODIES,
+        &key,
+        &Body {
+            hash,
+            json: event.pdu.json.clone(),
+        },
+    );
     batch.put_stamped(&METAS, &key, &event.meta, EventMeta::POSITION);
 }
 
@@ -337,13 +374,18 @@ pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl<'a> Reader<'a> {
     pub(super) fn take(&mut self, length: usize) -> Result<&'a [u8], String> {
-        let (front, rest) = self.0.split_at_checked(length).ok_or_else(|| "the row is too short".to_owned())?;
+        let (front, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or_else(|| "the row is too short".to_owned())?;
         self.0 = rest;
         Ok(front)
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], String> {
-        self.take(N)?.try_into().map_err(|_length| "the row is too short".to_owned())
+        self.take(N)?
+            .try_into()
+            .map_err(|_length| "the row is too short".to_owned())
     }
 
     pub(super) fn u8(&mut self) -> Result<u8, String> {
@@ -385,7 +427,9 @@ impl<'a> Reader<'a> {
     pub(super) fn optional_number(&mut self) -> Result<Option<u32>, String> {
         match self.varint()? {
             0 => Ok(None),
-            number => u32::try_from(number - 1).map(Some).map_err(|_large| "a number is too large".to_owned()),
+            number => u32::try_from(number - 1)
+                .map(Some)
+                .map_err(|_large| "a number is too large".to_owned()),
         }
     }
 }

@@ -23,7 +23,8 @@ use crate::{
     storage::{Batch, Family, PositionAt, Snapshot, Stamped, Table},
 };
 
-pub(super) static HEADS: Table<(RoomNumber,), Stamped<HeadRow>> = Table::new("room_heads", Family::RoomHeads, b'h');
+pub(super) static HEADS: Table<(RoomNumber,), Stamped<HeadRow>> =
+    Table::new("room_heads", Family::RoomHeads, b'h');
 
 /// The stored head of a room. The position in front of it is that of the last event.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -54,7 +55,12 @@ pub struct HeadRow {
 
 /// Adds the head.
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, head: &HeadRow) {
-    batch.put_stamped(&HEADS, &(room,), &Stamped(Default::default(), head.clone()), PositionAt::Value(0));
+    batch.put_stamped(
+        &HEADS,
+        &(room,),
+        &Stamped(Default::default(), head.clone()),
+        PositionAt::Value(0),
+    );
 }
 
 /// The head as its writer holds it, including what is in flight.
@@ -86,7 +92,11 @@ const MAX_KNOWN: usize = 4_096;
 
 impl Head {
     /// The head of a room that does not exist yet.
-    pub(super) fn unborn(room: RoomNumber, room_id: OwnedRoomId, version: &RoomVersionId) -> Result<Self, Error> {
+    pub(super) fn unborn(
+        room: RoomNumber,
+        room_id: OwnedRoomId,
+        version: &RoomVersionId,
+    ) -> Result<Self, Error> {
         let row = HeadRow {
             version: version.as_str().to_owned(),
             extremities: Vec::new(),
@@ -107,7 +117,10 @@ impl Head {
             invited: 0,
             local: 0,
         };
-        Self::new(room, room_id, row, Vec::new(), RootRow::default()).map(|head| Self { unborn: true, ..head })
+        Self::new(room, room_id, row, Vec::new(), RootRow::default()).map(|head| Self {
+            unborn: true,
+            ..head
+        })
     }
 
     fn new(
@@ -117,7 +130,8 @@ impl Head {
         extremities: Vec<(EventNumber, OwnedEventId)>,
         root: RootRow,
     ) -> Result<Self, Error> {
-        let version = RoomVersionId::try_from(row.version.as_str()).map_err(|_invalid| Error::UnsupportedVersion)?;
+        let version = RoomVersionId::try_from(row.version.as_str())
+            .map_err(|_invalid| Error::UnsupportedVersion)?;
         Ok(Self {
             room,
             room_id,
@@ -137,22 +151,37 @@ impl Head {
     }
 
     /// Reads the head of a room that has nothing in flight.
-    pub(super) fn load(rooms: &Rooms, snapshot: &Snapshot, room: RoomNumber) -> Result<Self, Error> {
+    pub(super) fn load(
+        rooms: &Rooms,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+    ) -> Result<Self, Error> {
         let row = rooms.head(snapshot, room)?.ok_or(Error::NotFound)?;
         let room_id = rooms.numbers.room_id(room).ok_or(Error::NotFound)?;
         let root = rooms.root(snapshot, room, row.root)?;
         let mut extremities = Vec::with_capacity(row.extremities.len());
         for number in &row.extremities {
             let event = rooms.event(snapshot, room, *number)?;
-            let event = event.ok_or_else(|| Error::corrupt("bodies", "a forward extremity is missing"))?;
+            let event =
+                event.ok_or_else(|| Error::corrupt("bodies", "a forward extremity is missing"))?;
             extremities.push((*number, event.pdu.event_id.clone()));
         }
         Self::new(room, room_id, row, extremities, root)
     }
 
     /// Where this room's rows are read, what is in flight included.
-    pub(super) fn source<'a>(&'a self, rooms: &'a Rooms, snapshot: Option<&'a Snapshot>) -> Source<'a> {
-        Source { rooms, room: self.room, fresh: &self.fresh, snapshot, unborn: self.unborn }
+    pub(super) fn source<'a>(
+        &'a self,
+        rooms: &'a Rooms,
+        snapshot: Option<&'a Snapshot>,
+    ) -> Source<'a> {
+        Source {
+            rooms,
+            room: self.room,
+            fresh: &self.fresh,
+            snapshot,
+            unborn: self.unborn,
+        }
     }
 
     /// Whether all that was submitted is published, so that the head can be dropped and read again.
@@ -176,9 +205,17 @@ impl Head {
         }
         let everything = published >= self.submitted;
         let [newer, older] = &mut self.fresh;
-        *older = if everything { Fresh::default() } else { std::mem::take(newer) };
+        *older = if everything {
+            Fresh::default()
+        } else {
+            std::mem::take(newer)
+        };
         let [newer_transactions, older_transactions] = &mut self.transactions;
-        *older_transactions = if everything { HashMap::new() } else { std::mem::take(newer_transactions) };
+        *older_transactions = if everything {
+            HashMap::new()
+        } else {
+            std::mem::take(newer_transactions)
+        };
         if everything {
             *newer = Fresh::default();
             newer_transactions.clear();

@@ -55,7 +55,11 @@ impl Rooms {
     ///
     /// # Errors
     /// As [`Self::send`]; [`Error::Forbidden`] where the membership before rules it out.
-    pub async fn set_membership(&self, room_id: &RoomId, action: MembershipAction) -> Result<(), Error> {
+    pub async fn set_membership(
+        &self,
+        room_id: &RoomId,
+        action: MembershipAction,
+    ) -> Result<(), Error> {
         let room = self.resident(room_id)?;
         let mut writer = self.write(room).await?;
         let event = self.membership_event(&action).await?;
@@ -88,12 +92,21 @@ impl Rooms {
             extra.insert("is_direct".to_owned(), CanonicalJsonValue::Bool(true));
         }
         let (sender, target) = (sender.to_owned(), target.to_owned());
-        self.membership_event(&MembershipAction { sender, target, membership: MembershipState::Invite, extra }).await
+        self.membership_event(&MembershipAction {
+            sender,
+            target,
+            membership: MembershipState::Invite,
+            extra,
+        })
+        .await
     }
 
     /// The membership event of an action. Name and avatar are those of the target's profile, except where somebody
     /// else ends the membership.
-    pub(super) async fn membership_event(&self, action: &MembershipAction) -> Result<NewEvent, Error> {
+    pub(super) async fn membership_event(
+        &self,
+        action: &MembershipAction,
+    ) -> Result<NewEvent, Error> {
         let mut content = action.extra.clone();
         content.insert(
             "membership".to_owned(),
@@ -104,11 +117,23 @@ impl Rooms {
             MembershipState::Join | MembershipState::Invite | MembershipState::Knock
         );
         if with_profile && self.accounts.is_local(&action.target) {
-            let number = self.accounts.intern(&[&action.target]).await?.first().copied().ok_or(Error::NotFound)?;
+            let number = self
+                .accounts
+                .intern(&[&action.target])
+                .await?
+                .first()
+                .copied()
+                .ok_or(Error::NotFound)?;
             let accounts = self.accounts.clone();
-            let profile = self.store.read(move |snapshot| accounts.profile(snapshot, number)).await?;
+            let profile = self
+                .store
+                .read(move |snapshot| accounts.profile(snapshot, number))
+                .await?;
             let profile = profile.unwrap_or_default();
-            for (key, value) in [("displayname", profile.displayname()), ("avatar_url", profile.avatar_url())] {
+            for (key, value) in [
+                ("displayname", profile.displayname()),
+                ("avatar_url", profile.avatar_url()),
+            ] {
                 if let Some(value) = value {
                     let value = CanonicalJsonValue::String(value.to_owned());
                     content.entry(key.to_owned()).or_insert(value);
@@ -116,30 +141,54 @@ impl Rooms {
             }
         }
         let target = action.target.as_str().to_owned();
-        Ok(NewEvent::state(action.sender.clone(), TimelineEventType::RoomMember, target, content))
+        Ok(NewEvent::state(
+            action.sender.clone(),
+            TimelineEventType::RoomMember,
+            target,
+            content,
+        ))
     }
 
     /// For a restricted room: a local member who may invite, if `user` is in a room that lets them in. `None` if the user
     /// needs nobody (another join rule, or invited already).
     ///
     /// Spec: c2s, "Restricted rooms".
-    async fn authorizer(&self, writer: &mut RoomWriter, user: &UserId) -> Result<Option<OwnedUserId>, Error> {
-        if !writer.rules().authorization.restricted_join_rule || writer.membership(user).await? == Some(Class::Invite) {
+    async fn authorizer(
+        &self,
+        writer: &mut RoomWriter,
+        user: &UserId,
+    ) -> Result<Option<OwnedUserId>, Error> {
+        if !writer.rules().authorization.restricted_join_rule
+            || writer.membership(user).await? == Some(Class::Invite)
+        {
             return Ok(None);
         }
-        let Some(rules) = writer.state("m.room.join_rules", "").await? else { return Ok(None) };
-        let Some(allowed) = allowed_rooms(&rules) else { return Ok(None) };
+        let Some(rules) = writer.state("m.room.join_rules", "").await? else {
+            return Ok(None);
+        };
+        let Some(allowed) = allowed_rooms(&rules) else {
+            return Ok(None);
+        };
         if !self.is_in_any(user, &allowed).await? {
-            return Err(Error::Forbidden("you are in none of the rooms whose members may join this one".into()));
+            return Err(Error::Forbidden(
+                "you are in none of the rooms whose members may join this one".into(),
+            ));
         }
         let found = self.local_inviter(writer).await?;
-        found.map(Some).ok_or(Error::Forbidden("no member of this server may let you in".into()))
+        found.map(Some).ok_or(Error::Forbidden(
+            "no member of this server may let you in".into(),
+        ))
     }
 
     /// Whether a user is joined to one of the rooms.
     async fn is_in_any(&self, user: &UserId, allowed: &[OwnedRoomId]) -> Result<bool, Error> {
-        let numbers: Vec<RoomNumber> = allowed.iter().filter_map(|room_id| self.number(room_id)).collect();
-        let Some(user) = self.accounts.intern(&[user]).await?.first().copied() else { return Ok(false) };
+        let numbers: Vec<RoomNumber> = allowed
+            .iter()
+            .filter_map(|room_id| self.number(room_id))
+            .collect();
+        let Some(user) = self.accounts.intern(&[user]).await?.first().copied() else {
+            return Ok(false);
+        };
         let rooms = self.clone();
         self.store
             .read(move |snapshot| -> Result<bool, Error> {
@@ -188,10 +237,17 @@ fn allowed_rooms(rules: &StoredEvent) -> Option<Vec<OwnedRoomId>> {
         rule: JoinRule,
     }
     let rule = rules.pdu.content_as::<Content>().ok()?.rule;
-    let (JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)) = rule else { return None };
-    let rooms = restricted.allow.into_iter().filter_map(|allow| match allow {
-        ruma::events::room::join_rules::AllowRule::RoomMembership(membership) => Some(membership.room_id),
-        _ => None,
-    });
+    let (JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)) = rule else {
+        return None;
+    };
+    let rooms = restricted
+        .allow
+        .into_iter()
+        .filter_map(|allow| match allow {
+            ruma::events::room::join_rules::AllowRule::RoomMembership(membership) => {
+                Some(membership.room_id)
+            }
+            _ => None,
+        });
     Some(rooms.collect())
 }

@@ -12,7 +12,8 @@ use crate::{
     accounts::UserNumber,
     events::{EventNumber, StateNumber},
     storage::{
-        Batch, Counter, Family, KeyError, KeyPart, Order, Position, PositionAt, Snapshot, Stamped, Table, Topic,
+        Batch, Counter, Family, KeyError, KeyPart, Order, Position, PositionAt, Snapshot, Stamped,
+        Table, Topic,
     },
 };
 
@@ -20,11 +21,15 @@ static BY_ROOM: Table<(RoomNumber, Class, UserNumber), Stamped<MemberRow>> =
     Table::new("members_by_room", Family::Membership, b'R');
 static BY_USER: Table<(UserNumber, Class, RoomNumber), Stamped<UserRow>> =
     Table::new("members_by_user", Family::Membership, b'U');
-static SERVERS: Table<(RoomNumber, ServerNumber), Counter> = Table::new("room_servers", Family::Membership, b'S');
-static STRIPPED: Table<(UserNumber, RoomNumber), String> = Table::new("stripped_state", Family::Membership, b'I');
+static SERVERS: Table<(RoomNumber, ServerNumber), Counter> =
+    Table::new("room_servers", Family::Membership, b'S');
+static STRIPPED: Table<(UserNumber, RoomNumber), String> =
+    Table::new("stripped_state", Family::Membership, b'I');
 
 /// The membership of a user in a room, as a part of keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 #[repr(u8)]
 pub enum Class {
     Join = 1,
@@ -35,7 +40,13 @@ pub enum Class {
 }
 
 impl Class {
-    pub const ALL: [Self; 5] = [Self::Join, Self::Invite, Self::Knock, Self::Leave, Self::Ban];
+    pub const ALL: [Self; 5] = [
+        Self::Join,
+        Self::Invite,
+        Self::Knock,
+        Self::Leave,
+        Self::Ban,
+    ];
 
     /// The class of a `membership`; unknown values count as having left.
     pub fn of(membership: &MembershipState) -> Self {
@@ -55,7 +66,10 @@ impl KeyPart for Class {
     }
     fn decode(from: &mut &[u8]) -> Result<Self, KeyError> {
         let byte = u8::decode(from)?;
-        Self::ALL.into_iter().find(|class| *class as u8 == byte).ok_or(KeyError)
+        Self::ALL
+            .into_iter()
+            .find(|class| *class as u8 == byte)
+            .ok_or(KeyError)
     }
 }
 
@@ -98,12 +112,28 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipCha
             batch.delete(&BY_USER, &(change.user, before, room));
         }
     }
-    let member = MemberRow { event: change.event, state: change.state };
+    let member = MemberRow {
+        event: change.event,
+        state: change.state,
+    };
     let at = PositionAt::Value(0);
-    batch.put_stamped(&BY_ROOM, &(room, change.after, change.user), &Stamped(Position(0), member), at);
+    batch.put_stamped(
+        &BY_ROOM,
+        &(room, change.after, change.user),
+        &Stamped(Position(0), member),
+        at,
+    );
     if change.is_local {
-        let row = UserRow { event: change.event, forgotten: false };
-        batch.put_stamped(&BY_USER, &(change.user, change.after, room), &Stamped(Position(0), row), at);
+        let row = UserRow {
+            event: change.event,
+            forgotten: false,
+        };
+        batch.put_stamped(
+            &BY_USER,
+            &(change.user, change.after, room),
+            &Stamped(Position(0), row),
+            at,
+        );
         match &change.stripped {
             Some(stripped) => batch.put(&STRIPPED, &(change.user, room), stripped),
             None if matches!(change.before, Some(Class::Invite | Class::Knock)) => {
@@ -116,7 +146,11 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipCha
     let was_joined = change.before == Some(Class::Join);
     let is_joined = change.after == Class::Join;
     if is_joined != was_joined {
-        batch.add(&SERVERS, &(room, change.server), if is_joined { 1 } else { -1 });
+        batch.add(
+            &SERVERS,
+            &(room, change.server),
+            if is_joined { 1 } else { -1 },
+        );
     }
 }
 
@@ -132,7 +166,11 @@ pub struct UserRoom {
 
 impl Rooms {
     /// The rooms of a user of this server: joined, invited, knocked, left and banned, forgotten ones left out.
-    pub fn rooms_of(&self, snapshot: &Snapshot, user: UserNumber) -> Result<Arc<Vec<UserRoom>>, Error> {
+    pub fn rooms_of(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+    ) -> Result<Arc<Vec<UserRoom>>, Error> {
         if let Some((read_at, rooms)) = self.caches.user_rooms.get(&user)
             && snapshot.position() >= read_at
         {
@@ -143,7 +181,12 @@ impl Rooms {
         for row in snapshot.scan(BY_USER.prefix(&(user,)), Order::Forward) {
             let ((_, class, room), Stamped(position, row)) = row?;
             if !row.forgotten {
-                rooms.push(UserRoom { room, class, event: row.event, position });
+                rooms.push(UserRoom {
+                    room,
+                    class,
+                    event: row.event,
+                    position,
+                });
             }
         }
         let rooms = Arc::new(rooms);
@@ -151,24 +194,48 @@ impl Rooms {
         let read_at = snapshot.position();
         let entry = (read_at, Arc::clone(&rooms));
         self.caches.user_rooms.put_if(user, entry, weight, || {
-            let changed = self.caches.membership_changed.load(std::sync::atomic::Ordering::Acquire);
+            let changed = self
+                .caches
+                .membership_changed
+                .load(std::sync::atomic::Ordering::Acquire);
             read_at.0 >= changed
         });
         Ok(rooms)
     }
 
     /// The current membership of a user of this server in a room.
-    pub fn user_room(&self, snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<Option<UserRoom>, Error> {
-        Ok(self.rooms_of(snapshot, user)?.iter().find(|entry| entry.room == room).cloned())
+    pub fn user_room(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        room: RoomNumber,
+    ) -> Result<Option<UserRoom>, Error> {
+        Ok(self
+            .rooms_of(snapshot, user)?
+            .iter()
+            .find(|entry| entry.room == room)
+            .cloned())
     }
 
     /// Whether a user of any server is joined now.
-    pub fn is_joined(&self, snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<bool, Error> {
-        Ok(snapshot.get(&BY_ROOM, &(room, Class::Join, user))?.is_some())
+    pub fn is_joined(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        room: RoomNumber,
+    ) -> Result<bool, Error> {
+        Ok(snapshot
+            .get(&BY_ROOM, &(room, Class::Join, user))?
+            .is_some())
     }
 
     /// The current membership of a user of any server.
-    pub fn class_of(&self, snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<Option<Class>, Error> {
+    pub fn class_of(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        room: RoomNumber,
+    ) -> Result<Option<Class>, Error> {
         for class in Class::ALL {
             if snapshot.get(&BY_ROOM, &(room, class, user))?.is_some() {
                 return Ok(Some(class));
@@ -185,7 +252,9 @@ impl Rooms {
         class: Class,
         limit: usize,
     ) -> Result<Vec<(UserNumber, Position, MemberRow)>, Error> {
-        let rows = snapshot.scan(BY_ROOM.prefix(&(room, class)), Order::Forward).take(limit);
+        let rows = snapshot
+            .scan(BY_ROOM.prefix(&(room, class)), Order::Forward)
+            .take(limit);
         rows.map(|row| row.map(|((_, _, user), Stamped(position, row))| (user, position, row)))
             .collect::<Result<_, _>>()
             .map_err(Error::from)
@@ -202,7 +271,11 @@ impl Rooms {
     }
 
     /// Servers with joined members.
-    pub fn servers(&self, snapshot: &Snapshot, room: RoomNumber) -> Result<Vec<ServerNumber>, Error> {
+    pub fn servers(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+    ) -> Result<Vec<ServerNumber>, Error> {
         let mut servers = Vec::new();
         for row in snapshot.scan(SERVERS.prefix(&(room,)), Order::Forward) {
             let ((_, server), Counter(joined)) = row?;
@@ -218,7 +291,9 @@ impl Rooms {
     /// # Errors
     /// [`Error::Forbidden`] if the user is still in the room.
     pub async fn forget(&self, user: &UserId, room: RoomNumber) -> Result<(), Error> {
-        let Some(number) = self.accounts.intern(&[user]).await?.first().copied() else { return Err(Error::NotFound) };
+        let Some(number) = self.accounts.intern(&[user]).await?.first().copied() else {
+            return Err(Error::NotFound);
+        };
         let _turn = self.locks.lock(room).await;
         let rooms = self.clone();
         let found = self
@@ -227,11 +302,20 @@ impl Rooms {
             .await?;
         let found = found.ok_or(Error::NotFound)?;
         if !matches!(found.class, Class::Leave | Class::Ban) {
-            return Err(Error::Forbidden("you are still in this room; leave it first".into()));
+            return Err(Error::Forbidden(
+                "you are still in this room; leave it first".into(),
+            ));
         }
         let mut batch = Batch::new();
-        let row = UserRow { event: found.event, forgotten: true };
-        batch.put(&BY_USER, &(number, found.class, room), &Stamped(found.position, row));
+        let row = UserRow {
+            event: found.event,
+            forgotten: true,
+        };
+        batch.put(
+            &BY_USER,
+            &(number, found.class, room),
+            &Stamped(found.position, row),
+        );
         batch.wake(Topic::User(number.0));
         self.invalidate_user_rooms(&mut batch, number);
         self.store.submit(batch).await?;
@@ -243,7 +327,9 @@ impl Rooms {
         let rooms = self.clone();
         batch.on_publish(move |position| {
             let caches = &rooms.caches;
-            caches.membership_changed.fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
+            caches
+                .membership_changed
+                .fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
             caches.user_rooms.remove(&user);
         });
     }

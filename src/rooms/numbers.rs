@@ -12,24 +12,59 @@ use ruma::{OwnedRoomId, OwnedServerName, RoomId, ServerName};
 
 use super::Error;
 use crate::{
-    accounts::UserNumber,
     events::{EventNumber, NodeNumber, RootNumber, StateKeyNumber, StateNumber},
-    storage::{Batch, Family, KeyError, KeyPart, Record, Snapshot, Store, Table, Text},
+    storage::{Batch, Family, KeyError, KeyPart, Store, Table, Text},
 };
 
 /// A room, in keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct RoomNumber(pub u32);
 
 /// A server, in keys.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct ServerNumber(pub u32);
 
 /// An event type, in keys. 1 to 63 are the well-known types of [`WELL_KNOWN`]; [`TypeNumber::OTHER`] stands for every
 /// type that came after the numbers ran out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+)]
 #[serde(transparent)]
 pub struct TypeNumber(pub u16);
 
@@ -89,7 +124,8 @@ const LAST_TYPE: u16 = 60_000;
 static ROOM_NUMBERS: Table<(Text,), u32> = Table::new("room_numbers", Family::Interned, b'r');
 static ROOM_IDS: Table<(RoomNumber,), String> = Table::new("room_ids", Family::Interned, b'R');
 static SERVER_NUMBERS: Table<(Text,), u32> = Table::new("server_numbers", Family::Interned, b's');
-static SERVER_NAMES: Table<(ServerNumber,), String> = Table::new("server_names", Family::Interned, b'S');
+static SERVER_NAMES: Table<(ServerNumber,), String> =
+    Table::new("server_names", Family::Interned, b'S');
 static TYPE_NUMBERS: Table<(Text,), u16> = Table::new("type_numbers", Family::Interned, b't');
 static TYPE_NAMES: Table<(TypeNumber,), String> = Table::new("type_names", Family::Interned, b'T');
 
@@ -132,7 +168,11 @@ struct Pairs<N, I> {
 
 impl<N, I> Default for Pairs<N, I> {
     fn default() -> Self {
-        Self { numbers: HashMap::new(), names: HashMap::new(), next: 1 }
+        Self {
+            numbers: HashMap::new(),
+            names: HashMap::new(),
+            next: 1,
+        }
     }
 }
 
@@ -151,24 +191,31 @@ impl Numbers {
         let mut names = Names::default();
         for (at, name) in WELL_KNOWN.iter().enumerate() {
             let number = u16::try_from(at + 1).expect("fewer than 64 well-known types");
-            names.types.insert((*name).to_owned(), TypeNumber(number), u32::from(number));
+            names
+                .types
+                .insert((*name).to_owned(), TypeNumber(number), u32::from(number));
         }
         names.types.next = u32::from(FIRST_FREE_TYPE);
         for row in snapshot.scan(ROOM_IDS.all(), crate::storage::Order::Forward) {
             let ((number,), id) = row?;
-            let id = RoomId::parse(&id).map_err(|_invalid| Error::corrupt("room_ids", "not a room ID"))?;
+            let id = RoomId::parse(&id)
+                .map_err(|_invalid| Error::corrupt("room_ids", "not a room ID"))?;
             names.rooms.insert(id, number, number.0);
         }
         for row in snapshot.scan(SERVER_NAMES.all(), crate::storage::Order::Forward) {
             let ((number,), name) = row?;
-            let name = ServerName::parse(&name).map_err(|_invalid| Error::corrupt("server_names", "not a name"))?;
+            let name = ServerName::parse(&name)
+                .map_err(|_invalid| Error::corrupt("server_names", "not a name"))?;
             names.servers.insert(name, number, number.0);
         }
         for row in snapshot.scan(TYPE_NAMES.all(), crate::storage::Order::Forward) {
             let ((number,), name) = row?;
             names.types.insert(name, number, u32::from(number.0));
         }
-        Ok(Self { store, names: Mutex::new(names) })
+        Ok(Self {
+            store,
+            names: Mutex::new(names),
+        })
     }
 
     fn names(&self) -> std::sync::MutexGuard<'_, Names> {

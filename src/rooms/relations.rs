@@ -2,7 +2,7 @@
 //!
 //! engine.md section 5.4.
 
-use super::{RoomNumber, StoredEvent, TypeNumber, event::{Reader, Relation}};
+use super::{RoomNumber, StoredEvent, TypeNumber, event::Reader};
 use crate::{
     accounts::UserNumber,
     events::EventNumber,
@@ -38,15 +38,23 @@ impl Record for RelationRow {
 }
 
 /// Adds the rows of an event that relates to another.
-pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent, _parent: Option<&StoredEvent>) {
-    let Some((relation, parent)) = event.meta.relation else { return };
-    let row = RelationRow { event: event.number, sender: event.meta.sender, event_type: event.meta.event_type };
-    batch.put(&RELATIONS, &(room, parent, relation as u8, Index(event.meta.index)), &row);
-}
-
-impl RelationRow {
-    /// The relation of a key of [`RELATIONS`].
-    pub fn relation(byte: u8) -> Option<Relation> {
-        Relation::from_byte(byte)
-    }
+pub(super) fn insert(
+    batch: &mut Batch,
+    room: RoomNumber,
+    event: &StoredEvent,
+    _parent: Option<&StoredEvent>,
+) {
+    let Some((relation, parent)) = event.meta.relation else {
+        return;
+    };
+    let row = RelationRow {
+        event: event.number,
+        sender: event.meta.sender,
+        event_type: event.meta.event_type,
+    };
+    batch.put(
+        &RELATIONS,
+        &(room, parent, relation as u8, Index(event.meta.index)),
+        &row,
+    );
 }

@@ -1,8 +1,8 @@
 //! Sending: an event of a local user, from its content to its ID.
 
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedTransactionId, OwnedUserId, RoomId,
-    events::TimelineEventType,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedTransactionId, OwnedUserId,
+    RoomId, events::TimelineEventType,
 };
 
 use super::{
@@ -15,7 +15,8 @@ use crate::{
     storage::{Batch, Family, Record, Snapshot, Table},
 };
 
-static TRANSACTIONS: Table<TransactionKey, TransactionRow> = Table::new("transactions", Family::Temporary, b't');
+static TRANSACTIONS: Table<TransactionKey, TransactionRow> =
+    Table::new("transactions", Family::Temporary, b't');
 
 static SENT_WITH: Table<(RoomNumber, EventNumber), SentWith> =
     Table::new("sent_transactions", Family::Temporary, b'v');
@@ -41,7 +42,10 @@ impl Record for TransactionRow {
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
         let expires_ms = reader.u48()?;
-        let hash = reader.take(32)?.try_into().map_err(|_short| "short hash".to_owned())?;
+        let hash = reader
+            .take(32)?
+            .try_into()
+            .map_err(|_short| "short hash".to_owned())?;
         Ok(Self { expires_ms, hash })
     }
 }
@@ -68,7 +72,9 @@ impl Record for SentWith {
             expires_ms: reader.u48()?,
             user: UserNumber(reader.u32()?),
             device: reader.u64()?,
-            transaction_id: std::str::from_utf8(reader.0).map_err(|invalid| invalid.to_string())?.to_owned(),
+            transaction_id: std::str::from_utf8(reader.0)
+                .map_err(|invalid| invalid.to_string())?
+                .to_owned(),
         })
     }
 }
@@ -154,12 +160,21 @@ impl Rooms {
         // A point look-up that a filter in memory answers nearly always: cheaper here than a move to another thread.
         let row = self.store.snapshot()?.get(&TRANSACTIONS, key)?;
         let now = self.clock.now_ms();
-        Ok(row.filter(|row| row.expires_ms > now).map(|row| id_of(&row.hash)))
+        Ok(row
+            .filter(|row| row.expires_ms > now)
+            .map(|row| id_of(&row.hash)))
     }
 
     /// The key of an event's transaction, if it has one.
-    pub(super) fn transaction_key(&self, room: RoomNumber, event: &NewEvent) -> Option<TransactionKey> {
-        event.transaction.as_ref().map(|transaction| transaction.key(room, &event.event_type))
+    pub(super) fn transaction_key(
+        &self,
+        room: RoomNumber,
+        event: &NewEvent,
+    ) -> Option<TransactionKey> {
+        event
+            .transaction
+            .as_ref()
+            .map(|transaction| transaction.key(room, &event.event_type))
     }
 
     /// Adds the rows of a transaction.

@@ -21,13 +21,18 @@ use crate::{
     storage::{Batch, Family, Record, Snapshot, Table, Text},
 };
 
-static KEYS: Table<(RoomNumber, StateKeyNumber), StateKey> = Table::new("state_keys", Family::State, b'k');
+static KEYS: Table<(RoomNumber, StateKeyNumber), StateKey> =
+    Table::new("state_keys", Family::State, b'k');
 static KEY_NUMBERS: Table<(RoomNumber, TypeNumber, Text), u32> =
     Table::new("state_key_numbers", Family::State, b'K');
-static GRAPH: Table<(RoomNumber, StateNumber), GraphRow> = Table::new("state_graph", Family::State, b'g');
-static STATE_IDS: Table<(RoomNumber, StateNumber), EventHash> = Table::new("state_ids", Family::State, b'i');
-static NODES: Table<(RoomNumber, NodeNumber), Node> = Table::new("state_nodes", Family::State, b'n');
-static ROOTS: Table<(RoomNumber, RootNumber), RootRow> = Table::new("state_roots", Family::State, b'r');
+static GRAPH: Table<(RoomNumber, StateNumber), GraphRow> =
+    Table::new("state_graph", Family::State, b'g');
+static STATE_IDS: Table<(RoomNumber, StateNumber), EventHash> =
+    Table::new("state_ids", Family::State, b'i');
+static NODES: Table<(RoomNumber, NodeNumber), Node> =
+    Table::new("state_nodes", Family::State, b'n');
+static ROOTS: Table<(RoomNumber, RootNumber), RootRow> =
+    Table::new("state_roots", Family::State, b'r');
 
 /// A (type, state key) pair.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -46,7 +51,10 @@ impl Record for StateKey {
         let mut reader = Reader(from);
         let event_type = TypeNumber(reader.u16()?);
         let key = std::str::from_utf8(reader.0).map_err(|invalid| invalid.to_string())?;
-        Ok(Self { event_type, key: key.into() })
+        Ok(Self {
+            event_type,
+            key: key.into(),
+        })
     }
 }
 
@@ -88,7 +96,12 @@ impl Record for GraphRow {
         for _ in 0..reader.varint()? {
             parents.push(StateNumber(reader.varint_u32()?));
         }
-        Ok(Self { event, key, flags, parents })
+        Ok(Self {
+            event,
+            key,
+            flags,
+            parents,
+        })
     }
 }
 
@@ -112,7 +125,12 @@ impl Record for RootRow {
         to.extend_from_slice(&self.core.0.to_be_bytes());
         to.extend_from_slice(&self.members.0.to_be_bytes());
         to.extend_from_slice(&self.fingerprint.to_bytes());
-        for count in [self.core_count, self.member_count, self.joined, self.invited] {
+        for count in [
+            self.core_count,
+            self.member_count,
+            self.joined,
+            self.invited,
+        ] {
             put_varint(to, count);
         }
     }
@@ -183,14 +201,24 @@ impl Source<'_> {
         if let Some(row) = self.rooms.caches.roots.get(&key) {
             return Ok(row);
         }
-        let row = self.snapshot()?.get(&ROOTS, &key)?.ok_or_else(|| Error::corrupt("state_roots", "missing"))?;
-        self.rooms.caches.roots.put(key, row, size_of::<RootRow>() + ENTRY_BYTES);
+        let row = self
+            .snapshot()?
+            .get(&ROOTS, &key)?
+            .ok_or_else(|| Error::corrupt("state_roots", "missing"))?;
+        self.rooms
+            .caches
+            .roots
+            .put(key, row, size_of::<RootRow>() + ENTRY_BYTES);
         Ok(row)
     }
 
     /// The number of a state key; `None` if no event of the room ever had it.
     pub(super) fn key_number(&self, key: &StateKey) -> Result<Option<StateKeyNumber>, Error> {
-        if let Some(number) = self.fresh.iter().find_map(|fresh| fresh.key_numbers.get(key)) {
+        if let Some(number) = self
+            .fresh
+            .iter()
+            .find_map(|fresh| fresh.key_numbers.get(key))
+        {
             return Ok(Some(*number));
         }
         if self.unborn {
@@ -201,7 +229,10 @@ impl Source<'_> {
             return Ok(Some(number));
         }
         let row_key = (self.room, key.event_type, Text(key.key.clone()));
-        let number = self.snapshot()?.get(&KEY_NUMBERS, &row_key)?.map(StateKeyNumber);
+        let number = self
+            .snapshot()?
+            .get(&KEY_NUMBERS, &row_key)?
+            .map(StateKeyNumber);
         if let Some(number) = number {
             let weight = cache_key.1.key.len() + ENTRY_BYTES;
             self.rooms.caches.key_numbers.put(cache_key, number, weight);
@@ -217,9 +248,15 @@ impl Source<'_> {
         if let Some(row) = self.rooms.caches.graph.get(&key) {
             return Ok(row);
         }
-        let row = self.snapshot()?.get(&GRAPH, &key)?.ok_or_else(|| Error::corrupt("state_graph", "missing"))?;
+        let row = self
+            .snapshot()?
+            .get(&GRAPH, &key)?
+            .ok_or_else(|| Error::corrupt("state_graph", "missing"))?;
         let row = Arc::new(row);
-        self.rooms.caches.graph.put(key, Arc::clone(&row), size_of::<GraphRow>() + ENTRY_BYTES);
+        self.rooms
+            .caches
+            .graph
+            .put(key, Arc::clone(&row), size_of::<GraphRow>() + ENTRY_BYTES);
         Ok(row)
     }
 
@@ -228,7 +265,10 @@ impl Source<'_> {
         let mut rows = Vec::with_capacity(states.len());
         let mut missing = Vec::new();
         for (at, state) in states.iter().enumerate() {
-            let row = self.fresh.iter().find_map(|fresh| fresh.graph.get(state).cloned());
+            let row = self
+                .fresh
+                .iter()
+                .find_map(|fresh| fresh.graph.get(state).cloned());
             let row = row.or_else(|| self.rooms.caches.graph.get(&(self.room, *state)));
             if row.is_none() {
                 missing.push((at, (self.room, *state)));
@@ -240,7 +280,11 @@ impl Source<'_> {
             let found = self.snapshot()?.get_many(&GRAPH, &keys)?;
             for ((at, key), row) in missing.into_iter().zip(found) {
                 let row = Arc::new(row.ok_or_else(|| Error::corrupt("state_graph", "missing"))?);
-                self.rooms.caches.graph.put(key, Arc::clone(&row), size_of::<GraphRow>() + ENTRY_BYTES);
+                self.rooms.caches.graph.put(
+                    key,
+                    Arc::clone(&row),
+                    size_of::<GraphRow>() + ENTRY_BYTES,
+                );
                 if let Some(place) = rows.get_mut(at) {
                     *place = Some(row);
                 }
@@ -260,23 +304,42 @@ impl Source<'_> {
     }
 
     /// The number of an event of this room by its ID.
-    pub(super) fn event_number(&self, event_id: &ruma::EventId) -> Result<Option<EventNumber>, Error> {
-        if let Some(number) = self.fresh.iter().find_map(|fresh| fresh.event_numbers.get(event_id)) {
+    pub(super) fn event_number(
+        &self,
+        event_id: &ruma::EventId,
+    ) -> Result<Option<EventNumber>, Error> {
+        if let Some(number) = self
+            .fresh
+            .iter()
+            .find_map(|fresh| fresh.event_numbers.get(event_id))
+        {
             return Ok(Some(*number));
         }
         if self.unborn {
             return Ok(None);
         }
         let place = super::event::place(self.snapshot()?, event_id)?;
-        Ok(place.filter(|place| place.room == self.room).map(|place| place.event))
+        Ok(place
+            .filter(|place| place.room == self.room)
+            .map(|place| place.event))
     }
 
     /// The state event at a key of a state.
-    pub(super) fn state(&self, root: &RootRow, key: &StateKey) -> Result<Option<(StateNumber, Arc<StoredEvent>)>, Error> {
-        let Some(number) = self.key_number(key)? else { return Ok(None) };
-        let Some(state) = trie::get(self, root.node(key.event_type), number)? else { return Ok(None) };
+    pub(super) fn state(
+        &self,
+        root: &RootRow,
+        key: &StateKey,
+    ) -> Result<Option<(StateNumber, Arc<StoredEvent>)>, Error> {
+        let Some(number) = self.key_number(key)? else {
+            return Ok(None);
+        };
+        let Some(state) = trie::get(self, root.node(key.event_type), number)? else {
+            return Ok(None);
+        };
         let row = self.graph(state)?;
-        let event = self.event(row.event)?.ok_or_else(|| Error::corrupt("bodies", "a state event is missing"))?;
+        let event = self
+            .event(row.event)?
+            .ok_or_else(|| Error::corrupt("bodies", "a state event is missing"))?;
         Ok(Some((state, event)))
     }
 }
@@ -287,7 +350,11 @@ const ENTRY_BYTES: usize = 96;
 impl RootRow {
     /// The trie in which events of this type are.
     pub(super) fn node(&self, event_type: TypeNumber) -> NodeNumber {
-        if event_type == TypeNumber::MEMBER { self.members } else { self.core }
+        if event_type == TypeNumber::MEMBER {
+            self.members
+        } else {
+            self.core
+        }
     }
 }
 
@@ -298,7 +365,10 @@ impl NodeSource for Source<'_> {
         let mut nodes = Vec::with_capacity(numbers.len());
         let mut missing = Vec::new();
         for (at, number) in numbers.iter().enumerate() {
-            let node = self.fresh.iter().find_map(|fresh| fresh.nodes.get(number).cloned());
+            let node = self
+                .fresh
+                .iter()
+                .find_map(|fresh| fresh.nodes.get(number).cloned());
             let node = node.or_else(|| self.rooms.caches.nodes.get(&(self.room, *number)));
             if node.is_none() {
                 missing.push((at, (self.room, *number)));
@@ -310,7 +380,10 @@ impl NodeSource for Source<'_> {
             let found = self.snapshot()?.get_many(&NODES, &keys)?;
             for ((at, key), node) in missing.into_iter().zip(found) {
                 let node = Arc::new(node.ok_or_else(|| Error::corrupt("state_nodes", "missing"))?);
-                self.rooms.caches.nodes.put(key, Arc::clone(&node), NODE_BYTES);
+                self.rooms
+                    .caches
+                    .nodes
+                    .put(key, Arc::clone(&node), NODE_BYTES);
                 if let Some(place) = nodes.get_mut(at) {
                     *place = Some(node);
                 }
@@ -340,7 +413,11 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, hash
     if rows.is_new_key {
         let (number, key) = (rows.graph.key, &rows.key);
         batch.put(&KEYS, &(room, number), key);
-        batch.put(&KEY_NUMBERS, &(room, key.event_type, Text(key.key.clone())), &number.0);
+        batch.put(
+            &KEY_NUMBERS,
+            &(room, key.event_type, Text(key.key.clone())),
+            &number.0,
+        );
     }
     batch.put(&GRAPH, &(room, rows.state), &rows.graph);
     batch.put(&STATE_IDS, &(room, rows.state), hash);
@@ -354,7 +431,13 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, hash
 
 impl Rooms {
     fn source<'a>(&'a self, snapshot: &'a Snapshot, room: RoomNumber) -> Source<'a> {
-        Source { rooms: self, room, fresh: &[], snapshot: Some(snapshot), unborn: false }
+        Source {
+            rooms: self,
+            room,
+            fresh: &[],
+            snapshot: Some(snapshot),
+            unborn: false,
+        }
     }
 
     /// The key of (type, state key) in state tables; `None` if no event of that type was ever seen.
@@ -364,7 +447,12 @@ impl Rooms {
     }
 
     /// Counts and fingerprint of a state.
-    pub fn root(&self, snapshot: &Snapshot, room: RoomNumber, root: RootNumber) -> Result<RootRow, Error> {
+    pub fn root(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        root: RootNumber,
+    ) -> Result<RootRow, Error> {
         self.source(snapshot, room).root(root)
     }
 
@@ -377,7 +465,9 @@ impl Rooms {
         key: &str,
     ) -> Result<Option<Arc<StoredEvent>>, Error> {
         let source = self.source(snapshot, at.0);
-        let Some(key) = self.state_key(event_type, key) else { return Ok(None) };
+        let Some(key) = self.state_key(event_type, key) else {
+            return Ok(None);
+        };
         let root = source.root(at.1)?;
         Ok(source.state(&root, &key)?.map(|(_, event)| event))
     }
@@ -406,13 +496,28 @@ impl Rooms {
         self.state_of(&source, root.members)
     }
 
-    fn state_of(&self, source: &Source<'_>, node: NodeNumber) -> Result<Vec<Arc<StoredEvent>>, Error> {
-        let states: Vec<_> = trie::walk(source, node)?.into_iter().map(|(_, state)| state).collect();
+    fn state_of(
+        &self,
+        source: &Source<'_>,
+        node: NodeNumber,
+    ) -> Result<Vec<Arc<StoredEvent>>, Error> {
+        let states: Vec<_> = trie::walk(source, node)?
+            .into_iter()
+            .map(|(_, state)| state)
+            .collect();
         self.events_of_states(source, &states)
     }
 
-    fn events_of_states(&self, source: &Source<'_>, states: &[StateNumber]) -> Result<Vec<Arc<StoredEvent>>, Error> {
-        let numbers: Vec<_> = source.graph_many(states)?.iter().map(|row| row.event).collect();
+    fn events_of_states(
+        &self,
+        source: &Source<'_>,
+        states: &[StateNumber],
+    ) -> Result<Vec<Arc<StoredEvent>>, Error> {
+        let numbers: Vec<_> = source
+            .graph_many(states)?
+            .iter()
+            .map(|row| row.event)
+            .collect();
         let events = self.events(source.snapshot()?, source.room, &numbers)?;
         Ok(events.into_iter().flatten().collect())
     }
@@ -428,8 +533,12 @@ impl Rooms {
         let root = source.root(at.1)?;
         let mut states = Vec::with_capacity(keys.len());
         for (event_type, key) in keys {
-            let Some(key) = self.state_key(event_type, key) else { continue };
-            let Some(number) = source.key_number(&key)? else { continue };
+            let Some(key) = self.state_key(event_type, key) else {
+                continue;
+            };
+            let Some(number) = source.key_number(&key)? else {
+                continue;
+            };
             states.extend(trie::get(&source, root.node(key.event_type), number)?);
         }
         self.events_of_states(&source, &states)
@@ -450,7 +559,10 @@ impl Rooms {
         if members == Members::All {
             changes.extend(trie::diff(&source, before.members, after.members)?);
         }
-        let states: Vec<_> = changes.into_iter().filter_map(|change| change.after).collect();
+        let states: Vec<_> = changes
+            .into_iter()
+            .filter_map(|change| change.after)
+            .collect();
         self.events_of_states(&source, &states)
     }
 
@@ -479,11 +591,21 @@ pub fn membership_of(event: &StoredEvent) -> MembershipState {
     struct Content {
         membership: MembershipState,
     }
-    event.pdu.content_as::<Content>().map_or(MembershipState::Leave, |content| content.membership)
+    event
+        .pdu
+        .content_as::<Content>()
+        .map_or(MembershipState::Leave, |content| content.membership)
 }
 
 /// The key of (type, state key), given the type's number.
 pub(super) fn state_key(number: TypeNumber, event_type: &str, key: &str) -> StateKey {
-    let key = if number == TypeNumber::OTHER { format!("{event_type}\0{key}").into() } else { key.into() };
-    StateKey { event_type: number, key }
+    let key = if number == TypeNumber::OTHER {
+        format!("{event_type}\0{key}").into()
+    } else {
+        key.into()
+    };
+    StateKey {
+        event_type: number,
+        key,
+    }
 }

@@ -6,17 +6,18 @@
 
 use std::sync::Arc;
 
-use super::{
-    Error, EventMeta, RoomNumber, Rooms, StoredEvent,
-    event::Reader,
-};
+use super::{Error, EventMeta, RoomNumber, Rooms, StoredEvent, event::Reader};
 use crate::{
     events::EventNumber,
-    storage::{Batch, Family, Index, Millis48, Order, Position, PositionAt, Record, Snapshot, Table},
+    storage::{
+        Batch, Family, Index, Millis48, Order, Position, PositionAt, Record, Snapshot, Table,
+    },
 };
 
-static TIMELINE: Table<(RoomNumber, Index), TimelineRow> = Table::new("timeline", Family::Timeline, b't');
-static BY_TIME: Table<(RoomNumber, Millis48, EventNumber), ()> = Table::new("timeline_by_time", Family::Timeline, b'x');
+static TIMELINE: Table<(RoomNumber, Index), TimelineRow> =
+    Table::new("timeline", Family::Timeline, b't');
+static BY_TIME: Table<(RoomNumber, Millis48, EventNumber), ()> =
+    Table::new("timeline_by_time", Family::Timeline, b'x');
 
 /// What stands at an index of a timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +41,11 @@ impl Record for TimelineRow {
     }
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
-        Ok(Self { event: EventNumber(reader.u32()?), position: Position(reader.u64()?), flags: reader.u8()? })
+        Ok(Self {
+            event: EventNumber(reader.u32()?),
+            position: Position(reader.u64()?),
+            flags: reader.u8()?,
+        })
     }
 }
 
@@ -54,8 +59,17 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
         position: event.meta.position,
         flags: event.meta.flags.to_le_bytes()[0],
     };
-    batch.put_stamped(&TIMELINE, &(room, Index(event.meta.index)), &row, TimelineRow::POSITION);
-    batch.put(&BY_TIME, &(room, Millis48(event.meta.timestamp), event.number), &());
+    batch.put_stamped(
+        &TIMELINE,
+        &(room, Index(event.meta.index)),
+        &row,
+        TimelineRow::POSITION,
+    );
+    batch.put(
+        &BY_TIME,
+        &(room, Millis48(event.meta.timestamp), event.number),
+        &(),
+    );
 }
 
 /// An event with its place.
@@ -104,7 +118,10 @@ impl Rooms {
     ) -> Result<(Vec<Placed>, bool), Error> {
         let mut rows = Vec::new();
         let mut more = false;
-        for row in snapshot.scan(TIMELINE.range(&(room,), &(room, Index(before))), Order::Backward) {
+        for row in snapshot.scan(
+            TIMELINE.range(&(room,), &(room, Index(before))),
+            Order::Backward,
+        ) {
             let ((_, Index(index)), row) = row?;
             if row.position <= since {
                 break;
@@ -127,16 +144,28 @@ impl Rooms {
         let numbers: Vec<_> = rows.iter().map(|(_, row)| row.event).collect();
         let events = self.events(snapshot, room, &numbers)?;
         let placed = rows.iter().zip(events).filter_map(|((index, row), event)| {
-            Some(Placed { index: *index, position: row.position, event: event? })
+            Some(Placed {
+                index: *index,
+                position: row.position,
+                event: event?,
+            })
         });
         Ok(placed.collect())
     }
 
     /// The highest index whose event was visible at `position`; `i64::MIN` if none was.
-    pub fn index_at(&self, snapshot: &Snapshot, room: RoomNumber, position: Position) -> Result<i64, Error> {
+    pub fn index_at(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        position: Position,
+    ) -> Result<i64, Error> {
         // The usual token is of the last moments, so the newest few rows come before a bisection.
         const WALKED: usize = 32;
-        for (walked, row) in snapshot.scan(TIMELINE.prefix(&(room,)), Order::Backward).enumerate() {
+        for (walked, row) in snapshot
+            .scan(TIMELINE.prefix(&(room,)), Order::Backward)
+            .enumerate()
+        {
             let ((_, Index(index)), row) = row?;
             if row.position <= position {
                 return Ok(index);
@@ -149,8 +178,18 @@ impl Rooms {
     }
 
     /// As [`Self::index_at`], knowing that the row at `above` is later than `position`.
-    fn bisect(&self, snapshot: &Snapshot, room: RoomNumber, position: Position, above: i64) -> Result<i64, Error> {
-        let Some(first) = snapshot.scan(TIMELINE.prefix(&(room,)), Order::Forward).next().transpose()? else {
+    fn bisect(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        position: Position,
+        above: i64,
+    ) -> Result<i64, Error> {
+        let Some(first) = snapshot
+            .scan(TIMELINE.prefix(&(room,)), Order::Forward)
+            .next()
+            .transpose()?
+        else {
             return Ok(i64::MIN);
         };
         let ((_, Index(mut low)), row) = first;
@@ -172,8 +211,15 @@ impl Rooms {
                 low = index;
             } else {
                 // Nothing lies between `low` and the middle: go on in the upper half, or stop where it is empty.
-                let above = snapshot.scan(TIMELINE.after(&(room, Index(low)), &(room,)), Order::Forward).next();
-                let Some(((_, Index(next)), row)) = above.transpose()? else { return Ok(low) };
+                let above = snapshot
+                    .scan(
+                        TIMELINE.after(&(room, Index(low)), &(room,)),
+                        Order::Forward,
+                    )
+                    .next();
+                let Some(((_, Index(next)), row)) = above.transpose()? else {
+                    return Ok(low);
+                };
                 if row.position > position {
                     return Ok(low);
                 }
@@ -193,12 +239,19 @@ impl Rooms {
         mut accept: impl FnMut(&StoredEvent) -> Result<bool, Error>,
     ) -> Result<Option<Arc<StoredEvent>>, Error> {
         let range = match order {
-            Order::Forward => BY_TIME.range(&(room, Millis48(timestamp)), &(RoomNumber(room.0.saturating_add(1)),)),
-            Order::Backward => BY_TIME.range(&(room,), &(room, Millis48(timestamp.saturating_add(1)))),
+            Order::Forward => BY_TIME.range(
+                &(room, Millis48(timestamp)),
+                &(RoomNumber(room.0.saturating_add(1)),),
+            ),
+            Order::Backward => {
+                BY_TIME.range(&(room,), &(room, Millis48(timestamp.saturating_add(1))))
+            }
         };
         for row in snapshot.scan(range, order).take(MAX_EVENTS_PASSED_OVER) {
             let ((_, _, number), ()) = row?;
-            let Some(event) = self.event(snapshot, room, number)? else { continue };
+            let Some(event) = self.event(snapshot, room, number)? else {
+                continue;
+            };
             if accept(&event)? {
                 return Ok(Some(event));
             }
@@ -209,9 +262,3 @@ impl Rooms {
 
 /// Events that a look-up by time passes over before it gives up.
 const MAX_EVENTS_PASSED_OVER: usize = 1_000;
-
-
-/// The index of an event in the timeline, if it has one.
-pub fn place_of(meta: &EventMeta) -> Option<i64> {
-    meta.is_visible().then_some(meta.index)
-}

@@ -3,9 +3,7 @@
 //! engine.md section 11.
 
 use super::{
-    EventMeta, Error, RoomNumber, Rooms, StoredEvent, TypeNumber,
-    event::flag,
-    head::Head,
+    Error, EventMeta, RoomNumber, Rooms, StoredEvent, TypeNumber, event::flag, head::Head,
     state::Source,
 };
 use crate::{events::Pdu, storage::Batch};
@@ -36,8 +34,17 @@ pub(super) fn count(
     meta.ord_all = head.row.ord_all + added;
     meta.ord_room = head.row.ord_room;
     meta.ord_thread = head.row.ord_main + added;
-    Ok(Counted { moves_up: notifies, ord_main: head.row.ord_main + added })
+    Ok(Counted {
+        moves_up: notifies,
+        ord_main: head.row.ord_main + added,
+    })
 }
 
 /// Adds markers and exceptions.
-pub(super) fn insert(_batch: &mut Batch, _room: RoomNumber, _event: &StoredEvent, _counted: &Counted) {}
+pub(super) fn insert(
+    _batch: &mut Batch,
+    _room: RoomNumber,
+    _event: &StoredEvent,
+    _counted: &Counted,
+) {
+}

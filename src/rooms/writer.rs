@@ -75,11 +75,16 @@ impl Rooms {
             Some(head) => head,
             None => {
                 let rooms = self.clone();
-                let read = move |snapshot: &Snapshot| Head::load(&rooms, snapshot, room).map(Box::new);
+                let read =
+                    move |snapshot: &Snapshot| Head::load(&rooms, snapshot, room).map(Box::new);
                 self.store.read(read).await?
             }
         };
-        let mut writer = RoomWriter { rooms: self.clone(), head: Some(head), _turn: turn };
+        let mut writer = RoomWriter {
+            rooms: self.clone(),
+            head: Some(head),
+            _turn: turn,
+        };
         writer.head_mut().settle();
         Ok(writer)
     }
@@ -88,7 +93,11 @@ impl Rooms {
     pub(super) async fn write_unborn(&self, head: Head) -> RoomWriter {
         self.store.has_room().await;
         let turn = self.locks.lock(head.room).await;
-        RoomWriter { rooms: self.clone(), head: Some(Box::new(head)), _turn: turn }
+        RoomWriter {
+            rooms: self.clone(),
+            head: Some(Box::new(head)),
+            _turn: turn,
+        }
     }
 
     fn take_head(&self, room: RoomNumber) -> Option<Box<Head>> {
@@ -103,7 +112,9 @@ impl Rooms {
         let mut heads = self.heads();
         heads.put(head.room, head);
         while heads.len() > super::MAX_IDLE_HEADS {
-            let Some((room, oldest)) = heads.pop_lru() else { break };
+            let Some((room, oldest)) = heads.pop_lru() else {
+                break;
+            };
             if !oldest.is_settled() {
                 // What it has in flight is nowhere else yet.
                 heads.put(room, oldest);
@@ -113,17 +124,23 @@ impl Rooms {
     }
 
     fn heads(&self) -> std::sync::MutexGuard<'_, lru::LruCache<RoomNumber, Box<Head>>> {
-        self.heads.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.heads
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl RoomWriter {
     pub(super) fn head(&self) -> &Head {
-        self.head.as_ref().expect("the head is there until the writer is dropped")
+        self.head
+            .as_ref()
+            .expect("the head is there until the writer is dropped")
     }
 
     pub(super) fn head_mut(&mut self) -> &mut Head {
-        self.head.as_mut().expect("the head is there until the writer is dropped")
+        self.head
+            .as_mut()
+            .expect("the head is there until the writer is dropped")
     }
 
     /// The room that this writes.
@@ -137,9 +154,16 @@ impl RoomWriter {
     }
 
     /// A state event of the current state, including what is in flight.
-    pub async fn state(&mut self, event_type: &str, key: &str) -> Result<Option<Arc<StoredEvent>>, Error> {
-        let Some(key) = self.rooms.state_key(event_type, key) else { return Ok(None) };
-        self.with_source(move |head, source| Ok(head.state(source, &key)?.map(|(_, event)| event))).await
+    pub async fn state(
+        &mut self,
+        event_type: &str,
+        key: &str,
+    ) -> Result<Option<Arc<StoredEvent>>, Error> {
+        let Some(key) = self.rooms.state_key(event_type, key) else {
+            return Ok(None);
+        };
+        self.with_source(move |head, source| Ok(head.state(source, &key)?.map(|(_, event)| event)))
+            .await
     }
 
     /// The current membership of a user, including what is in flight.
@@ -151,9 +175,16 @@ impl RoomWriter {
     /// The power levels of the current state, including what is in flight.
     pub async fn power_levels(&mut self) -> Result<PowerLevels, Error> {
         let levels = self.state("m.room.power_levels", "").await?;
-        let create = self.state("m.room.create", "").await?.ok_or(Error::NotFound)?;
+        let create = self
+            .state("m.room.create", "")
+            .await?
+            .ok_or(Error::NotFound)?;
         let levels = levels.as_ref().map(|event| &*event.pdu);
-        Ok(PowerLevels::new(&self.rules().authorization, levels, &create.pdu))
+        Ok(PowerLevels::new(
+            &self.rules().authorization,
+            levels,
+            &create.pdu,
+        ))
     }
 
     /// Authorizes and appends an event of a local user. The room can take its next event at once; the event counts as
@@ -164,7 +195,9 @@ impl RoomWriter {
     pub async fn send(&mut self, event: NewEvent) -> Result<Sent, Error> {
         let key = self.rooms.transaction_key(self.room(), &event);
         if let Some(key) = &key
-            && let Some(event_id) = self.rooms.known_transaction(&self.head().transactions, key)?
+            && let Some(event_id) = self
+                .rooms
+                .known_transaction(&self.head().transactions, key)?
         {
             return Ok(self.in_flight(event_id));
         }
@@ -177,7 +210,8 @@ impl RoomWriter {
         let event_id = authorized.event.pdu.event_id.clone();
         if let (Some(key), Some(transaction)) = (key, &transaction) {
             let place = (self.room(), authorized.event.number);
-            self.rooms.insert_transaction(&mut batch, (&key, transaction), place, &event_id);
+            self.rooms
+                .insert_transaction(&mut batch, (&key, transaction), place, &event_id);
             self.remember_transaction(key, event_id.clone());
         }
         let batch = self.append(authorized, batch);
@@ -204,7 +238,10 @@ impl RoomWriter {
     async fn authorize(&mut self, event: NewEvent) -> Result<Authorized, Error> {
         let numbers = self.numbers(&event).await?;
         let rooms = self.rooms.clone();
-        self.with_source(move |head, source| authorize::authorize(&rooms, head, source, &event, &numbers)).await
+        self.with_source(move |head, source| {
+            authorize::authorize(&rooms, head, source, &event, &numbers)
+        })
+        .await
     }
 
     fn remember_transaction(&mut self, key: TransactionKey, event_id: OwnedEventId) {
@@ -221,13 +258,20 @@ impl RoomWriter {
 
     /// The current state event, if `event` would only repeat it.
     async fn unchanged(&mut self, event: &NewEvent) -> Result<Option<OwnedEventId>, Error> {
-        let Some(key) = &event.state_key else { return Ok(None) };
+        let Some(key) = &event.state_key else {
+            return Ok(None);
+        };
         let event_type = event.event_type.to_string();
-        let Some(current) = self.state(&event_type, key).await? else { return Ok(None) };
+        let Some(current) = self.state(&event_type, key).await? else {
+            return Ok(None);
+        };
         if current.pdu.sender != event.sender {
             return Ok(None);
         }
-        let same = current.pdu.content_as::<CanonicalJsonObject>().is_ok_and(|content| content == event.content);
+        let same = current
+            .pdu
+            .content_as::<CanonicalJsonObject>()
+            .is_ok_and(|content| content == event.content);
         Ok(same.then(|| current.pdu.event_id.clone()))
     }
 
@@ -236,17 +280,34 @@ impl RoomWriter {
         let accounts = &self.rooms.accounts;
         let interned = accounts.intern(&[&event.sender]).await?;
         let sender = interned.first().copied().ok_or(Error::NotFound)?;
-        let event_type = self.rooms.numbers.intern_type(&event.event_type.to_string());
+        let event_type = self
+            .rooms
+            .numbers
+            .intern_type(&event.event_type.to_string());
         let mut target = None;
         if event.event_type == TimelineEventType::RoomMember
             && let Some(key) = &event.state_key
         {
-            let user = UserId::parse(key).map_err(|_invalid| Error::Invalid("the state key is not a user ID".into()))?;
-            let number = accounts.intern(&[&user]).await?.first().copied().ok_or(Error::NotFound)?;
+            let user = UserId::parse(key)
+                .map_err(|_invalid| Error::Invalid("the state key is not a user ID".into()))?;
+            let number = accounts
+                .intern(&[&user])
+                .await?
+                .first()
+                .copied()
+                .ok_or(Error::NotFound)?;
             let server = self.rooms.numbers.intern_server(user.server_name());
-            target = Some(Target { user: number, server, is_local: accounts.is_local(&user) });
+            target = Some(Target {
+                user: number,
+                server,
+                is_local: accounts.is_local(&user),
+            });
         }
-        Ok(Numbers { sender, event_type, target })
+        Ok(Numbers {
+            sender,
+            event_type,
+            target,
+        })
     }
 
     /// Runs `read` with what is in memory, and if that is not enough again on the blocking pool with a snapshot.
@@ -259,7 +320,10 @@ impl RoomWriter {
             Err(Error::NotInMemory) => {}
             done => return done,
         }
-        let head = self.head.take().expect("the head is there until the writer is dropped");
+        let head = self
+            .head
+            .take()
+            .expect("the head is there until the writer is dropped");
         let rooms = self.rooms.clone();
         // The head travels to the other thread and back, also when the closure fails.
         let (head, result) = self
@@ -279,7 +343,15 @@ impl RoomWriter {
     /// The head moves on, so the answer must be submitted: then the event is durable when its [`Commit`] resolves. If it
     /// cannot be committed the process ends.
     fn append(&mut self, authorized: Authorized, mut batch: Batch) -> Batch {
-        let Authorized { event, hash, state, membership, redaction, parent, unread } = authorized;
+        let Authorized {
+            event,
+            hash,
+            state,
+            membership,
+            redaction,
+            parent,
+            unread,
+        } = authorized;
         let rooms = self.rooms.clone();
         let head = self.head_mut();
         let room = head.room;
@@ -305,8 +377,18 @@ impl RoomWriter {
         batch.wake(Topic::Room(room.0));
         head.count(&mut batch);
         let event = Arc::new(event);
-        head.remember(&event, state, redaction.as_ref().map(|redacted| &redacted.event));
-        rooms.publish_with(&mut batch, room, head.row.clone(), (event, hash), redaction.map(|redacted| redacted.event));
+        head.remember(
+            &event,
+            state,
+            redaction.as_ref().map(|redacted| &redacted.event),
+        );
+        rooms.publish_with(
+            &mut batch,
+            room,
+            head.row.clone(),
+            (event, hash),
+            redaction.map(|redacted| redacted.event),
+        );
         batch
     }
 }
@@ -334,16 +416,35 @@ impl Rooms {
             let mut event = Arc::unwrap_or_clone(event);
             event.meta.position = position;
             let weight = event.weight();
-            let place = super::EventPlace { room, event: event.number };
-            rooms.caches.places.put(hash, place, size_of::<(EventHash, super::EventPlace)>() + 96);
-            rooms.caches.events.put((room, event.number), Arc::new(event), weight);
+            let place = super::EventPlace {
+                room,
+                event: event.number,
+            };
+            rooms.caches.places.put(
+                hash,
+                place,
+                size_of::<(EventHash, super::EventPlace)>() + 96,
+            );
+            rooms
+                .caches
+                .events
+                .put((room, event.number), Arc::new(event), weight);
             if let Some(redacted) = redacted {
-                rooms.caches.bodies_changed.fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
+                rooms
+                    .caches
+                    .bodies_changed
+                    .fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
                 let weight = redacted.weight();
-                rooms.caches.events.put((room, redacted.number), Arc::new(redacted), weight);
+                rooms
+                    .caches
+                    .events
+                    .put((room, redacted.number), Arc::new(redacted), weight);
             }
             let published = Arc::new(Published { head, position });
-            let mut all = rooms.published.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut all = rooms
+                .published
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             all.insert(room, published);
         });
     }
@@ -359,10 +460,15 @@ impl Head {
         unread: &unread::Counted,
     ) {
         let row = &mut self.row;
-        self.extremities.retain(|(number, _)| !event.meta.prev_events.contains(number));
-        self.extremities.push((event.number, event.pdu.event_id.clone()));
+        self.extremities
+            .retain(|(number, _)| !event.meta.prev_events.contains(number));
+        self.extremities
+            .push((event.number, event.pdu.event_id.clone()));
         row.extremities = self.extremities.iter().map(|(number, _)| *number).collect();
-        row.next_event = row.next_event.checked_add(1).expect("a room has fewer than 2^32 events");
+        row.next_event = row
+            .next_event
+            .checked_add(1)
+            .expect("a room has fewer than 2^32 events");
         row.high = event.meta.index;
         row.max_depth = row.max_depth.max(event.meta.depth);
         if unread.moves_up {
@@ -375,19 +481,33 @@ impl Head {
             let was_joined = change.before == Some(Class::Join);
             let is_joined = change.after == Class::Join;
             if change.is_local {
-                row.local = row.local.saturating_add_signed(i64::from(is_joined) - i64::from(was_joined));
+                row.local = row
+                    .local
+                    .saturating_add_signed(i64::from(is_joined) - i64::from(was_joined));
             }
         }
         let Some(state) = state else { return };
-        row.next_state = row.next_state.checked_add(1).expect("a room has fewer than 2^32 state events");
+        row.next_state = row
+            .next_state
+            .checked_add(1)
+            .expect("a room has fewer than 2^32 state events");
         if state.is_new_key {
-            row.next_key = row.next_key.checked_add(1).expect("a room has fewer than 2^32 state keys");
+            row.next_key = row
+                .next_key
+                .checked_add(1)
+                .expect("a room has fewer than 2^32 state keys");
         }
         if let Some((last, _)) = state.nodes.last() {
-            row.next_node = last.0.checked_add(1).expect("a room has fewer than 2^32 nodes");
+            row.next_node = last
+                .0
+                .checked_add(1)
+                .expect("a room has fewer than 2^32 nodes");
         }
         if let Some((number, root)) = &state.root {
-            row.next_root = number.0.checked_add(1).expect("a room has fewer than 2^32 states");
+            row.next_root = number
+                .0
+                .checked_add(1)
+                .expect("a room has fewer than 2^32 states");
             row.root = *number;
             row.joined = root.joined;
             row.invited = root.invited;
@@ -404,7 +524,9 @@ impl Head {
     ) {
         let [newer, _] = &mut self.fresh;
         newer.events.insert(event.number, Arc::clone(event));
-        newer.event_numbers.insert(event.pdu.event_id.clone(), event.number);
+        newer
+            .event_numbers
+            .insert(event.pdu.event_id.clone(), event.number);
         if let Some(redacted) = redacted {
             let redacted = Arc::new(redacted.clone());
             for known in self.known.values_mut().flatten() {
@@ -416,11 +538,11 @@ impl Head {
         }
         let Some(state) = state else { return };
         let key = state.key.clone();
-        self.known.insert(key.clone(), Some((state.state, Arc::clone(event))));
+        self.known
+            .insert(key.clone(), Some((state.state, Arc::clone(event))));
         newer.key_numbers.insert(key, state.graph.key);
         newer.graph.insert(state.state, Arc::new(state.graph));
         newer.nodes.extend(state.nodes);
         newer.roots.extend(state.root);
     }
 }
-

@@ -3,6 +3,6 @@
 mod harness;
 mod layers;
 mod requests;
+mod resolution;
 mod tidy;
 mod vectors;
-mod resolution;

@@ -4,9 +4,19 @@ use super::*;
 use crate::units::{Rate, RatePeriod};
 
 fn limits(clock: &Clock) -> Limits {
-    let rate = Rate { count: 60.try_into().expect("not zero"), per: RatePeriod::Minute };
-    let login = Limit::Rate { rate, burst: 3.try_into().expect("not zero") };
-    let config = rate_limits::Config { login, message: Limit::Off, ..rate_limits::Config::default() };
+    let rate = Rate {
+        count: 60.try_into().expect("not zero"),
+        per: RatePeriod::Minute,
+    };
+    let login = Limit::Rate {
+        rate,
+        burst: 3.try_into().expect("not zero"),
+    };
+    let config = rate_limits::Config {
+        login,
+        message: Limit::Off,
+        ..rate_limits::Config::default()
+    };
     Limits::new(clock.clone(), config, &Metrics::new())
 }
 
@@ -14,7 +24,9 @@ fn limits(clock: &Clock) -> Limits {
 fn a_burst_is_let_through_and_then_one_in_each_interval() {
     let clock = Clock::manual(0);
     let limits = limits(&clock);
-    let taken = |expected: Result<(), Duration>| assert_eq!(limits.take(Bucket::Login, Subject::User(1)), expected);
+    let taken = |expected: Result<(), Duration>| {
+        assert_eq!(limits.take(Bucket::Login, Subject::User(1)), expected)
+    };
     for _ in 0..3 {
         taken(Ok(()));
     }
@@ -41,7 +53,10 @@ fn users_and_buckets_are_counted_apart() {
     assert!(limits.take(Bucket::Login, Subject::User(2)).is_ok());
     assert!(limits.take(Bucket::Join, Subject::User(1)).is_ok());
     for _ in 0..1_000 {
-        assert!(limits.take(Bucket::Message, Subject::User(1)).is_ok(), "it is off");
+        assert!(
+            limits.take(Bucket::Message, Subject::User(1)).is_ok(),
+            "it is off"
+        );
     }
 }
 
@@ -59,6 +74,10 @@ fn memory_is_bounded() {
     for number in 0..200_000 {
         assert!(limits.take(Bucket::Login, Subject::User(number)).is_ok());
     }
-    let kept: usize = limits.shards.iter().map(|shard| shard.lock().expect("whole").full_at.len()).sum();
+    let kept: usize = limits
+        .shards
+        .iter()
+        .map(|shard| shard.lock().expect("whole").full_at.len())
+        .sum();
     assert!(kept <= SHARDS * MAX_BUCKETS_PER_SHARD, "{kept}");
 }

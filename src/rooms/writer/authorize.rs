@@ -98,30 +98,50 @@ pub(super) fn authorize(
     numbers: &Numbers,
 ) -> Result<Authorized, Error> {
     let gathered = gather(rooms, head, source, new, numbers)?;
-    let timestamp = new.timestamp.unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
+    let timestamp = new
+        .timestamp
+        .unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
     let event = build(rooms, head, new, timestamp, &gathered)?;
     let fetch = |event_type: &StateEventType, key: &str| {
-        let found = gathered.auth.iter().find(|known| known.event_type == *event_type && known.key == key);
+        let found = gathered
+            .auth
+            .iter()
+            .find(|known| known.event_type == *event_type && known.key == key);
         found.map(|found| Arc::clone(&found.event.pdu))
     };
     if new.event_type == TimelineEventType::RoomMember {
         auth::check_sending(&head.rules.authorization, &event, fetch)?;
     }
-    let event = event.authorize(&head.rules.authorization, fetch).map_err(|refused| refused.error)?;
+    let event = event
+        .authorize(&head.rules.authorization, fetch)
+        .map_err(|refused| refused.error)?;
     let pdu = Arc::new(event.into_pdu());
     let hash = hash_of(&pdu.event_id).ok_or(Error::UnsupportedVersion)?;
     let mut meta = meta(rooms, head, &pdu, numbers, &gathered);
     let mut state = None;
     let mut membership = None;
     if let Some((key, current)) = &gathered.state {
-        let rows = state_rows(rooms, head, source, &pdu, (key, current), meta.auth_states.clone())?;
+        let rows = state_rows(
+            rooms,
+            head,
+            source,
+            &pdu,
+            (key, current),
+            meta.auth_states.clone(),
+        )?;
         meta.flags |= flag::STATE;
         meta.state = Some(rows.state);
         if let Some((root, _)) = rows.root {
             meta.root_after = root;
         }
         if let Some(target) = numbers.target {
-            membership = Some(membership_change(rooms, head, source, &pdu, (current, target))?);
+            membership = Some(membership_change(
+                rooms,
+                head,
+                source,
+                &pdu,
+                (current, target),
+            )?);
         }
         state = Some(rows);
     }
@@ -133,7 +153,15 @@ pub(super) fn authorize(
     });
     let event = StoredEvent { number, meta, pdu };
     let parent = gathered.parent.map(|(_, parent)| parent);
-    Ok(Authorized { event, hash, state, membership, redaction, parent, unread })
+    Ok(Authorized {
+        event,
+        hash,
+        state,
+        membership,
+        redaction,
+        parent,
+        unread,
+    })
 }
 
 fn gather(
@@ -150,10 +178,18 @@ fn gather(
     }
     let mut auth = SmallVec::new();
     for (event_type, key) in keys {
-        let Some(found) = rooms.state_key(&event_type.to_string(), &key) else { continue };
+        let Some(found) = rooms.state_key(&event_type.to_string(), &key) else {
+            continue;
+        };
         if let Some((state, event)) = head.state(source, &found)? {
             let is_implicit = implicit_create && event_type == StateEventType::RoomCreate;
-            auth.push(AuthEvent { event_type, key, state, event, is_implicit });
+            auth.push(AuthEvent {
+                event_type,
+                key,
+                state,
+                event,
+                is_implicit,
+            });
         }
     }
     let state = match &new.state_key {
@@ -165,7 +201,9 @@ fn gather(
         None => None,
     };
     let parent = match relates_to(&new.content) {
-        Some((relation, event_id)) => find(head, source, event_id)?.map(|parent| (relation, parent)),
+        Some((relation, event_id)) => {
+            find(head, source, event_id)?.map(|parent| (relation, parent))
+        }
         None => None,
     };
     let redacted = match &new.redacts {
@@ -175,19 +213,35 @@ fn gather(
         }
         _ => None,
     };
-    Ok(Gathered { auth, parent, redacted, state })
+    Ok(Gathered {
+        auth,
+        parent,
+        redacted,
+        state,
+    })
 }
 
 /// The keys of the state that authorizes an event.
 fn auth_keys(head: &Head, new: &NewEvent) -> Result<Vec<(StateEventType, String)>, Error> {
     // Only the content of memberships matters here; others are spared being written out.
-    let content = if new.event_type == TimelineEventType::RoomMember { raw(&new.content)? } else { empty()? };
+    let content = if new.event_type == TimelineEventType::RoomMember {
+        raw(&new.content)?
+    } else {
+        empty()?
+    };
     let rules = &head.rules.authorization;
-    Ok(auth::selection(rules, &new.event_type, &new.sender, new.state_key.as_deref(), &content))
+    Ok(auth::selection(
+        rules,
+        &new.event_type,
+        &new.sender,
+        new.state_key.as_deref(),
+        &content,
+    ))
 }
 
 fn raw(content: &CanonicalJsonObject) -> Result<Box<RawValue>, Error> {
-    serde_json::value::to_raw_value(content).map_err(|_malformed| Error::Invalid("the content is not JSON".into()))
+    serde_json::value::to_raw_value(content)
+        .map_err(|_malformed| Error::Invalid("the content is not JSON".into()))
 }
 
 fn empty() -> Result<Box<RawValue>, Error> {
@@ -195,7 +249,11 @@ fn empty() -> Result<Box<RawValue>, Error> {
 }
 
 /// An event of the room by its ID, unless it is only a stub.
-fn find(head: &Head, source: &Source<'_>, event_id: &EventId) -> Result<Option<Arc<StoredEvent>>, Error> {
+fn find(
+    head: &Head,
+    source: &Source<'_>,
+    event_id: &EventId,
+) -> Result<Option<Arc<StoredEvent>>, Error> {
     debug_assert_eq!(head.room, source.room);
     match source.event_number(event_id)? {
         Some(number) => source.event(number),
@@ -207,9 +265,15 @@ fn find(head: &Head, source: &Source<'_>, event_id: &EventId) -> Result<Option<A
 ///
 /// Spec: c2s, "Forming relationships between events".
 fn relates_to(content: &CanonicalJsonObject) -> Option<(Relation, &EventId)> {
-    let CanonicalJsonValue::Object(relates_to) = content.get("m.relates_to")? else { return None };
-    let CanonicalJsonValue::String(rel_type) = relates_to.get("rel_type")? else { return None };
-    let CanonicalJsonValue::String(event_id) = relates_to.get("event_id")? else { return None };
+    let CanonicalJsonValue::Object(relates_to) = content.get("m.relates_to")? else {
+        return None;
+    };
+    let CanonicalJsonValue::String(rel_type) = relates_to.get("rel_type")? else {
+        return None;
+    };
+    let CanonicalJsonValue::String(event_id) = relates_to.get("event_id")? else {
+        return None;
+    };
     let event_id = <&EventId>::try_from(event_id.as_str()).ok()?;
     Some((Relation::of(rel_type), event_id))
 }
@@ -237,22 +301,42 @@ fn build(
         origin_server_ts: timestamp,
         depth: head.row.max_depth.saturating_add(1).min(MAX_DEPTH),
         prev_events: cited(head).map(|(_, event_id)| event_id.clone()).collect(),
-        auth_events: gathered.cited().map(|auth| auth.event.pdu.event_id.clone()).collect(),
+        auth_events: gathered
+            .cited()
+            .map(|auth| auth.event.pdu.event_id.clone())
+            .collect(),
         redacts: new.redacts.clone(),
     };
     Ok(rooms.signer.build(new, head.rules)?)
 }
 
 /// The room ID that a create event gives its room, from version 12 on.
-pub(in super::super) fn room_id_of(rooms: &Rooms, head: &Head, create: &NewEvent) -> Result<OwnedRoomId, Error> {
-    let nothing = Gathered { auth: SmallVec::new(), parent: None, redacted: None, state: None };
-    let timestamp = create.timestamp.unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
+pub(in super::super) fn room_id_of(
+    rooms: &Rooms,
+    head: &Head,
+    create: &NewEvent,
+) -> Result<OwnedRoomId, Error> {
+    let nothing = Gathered {
+        auth: SmallVec::new(),
+        parent: None,
+        redacted: None,
+        state: None,
+    };
+    let timestamp = create
+        .timestamp
+        .unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
     let pdu = build(rooms, head, create, timestamp, &nothing)?;
     let hash = pdu.event_id.as_str().trim_start_matches('$');
     RoomId::parse(format!("!{hash}")).map_err(|_invalid| Error::UnsupportedVersion)
 }
 
-fn meta(rooms: &Rooms, head: &Head, pdu: &Pdu, numbers: &Numbers, gathered: &Gathered) -> EventMeta {
+fn meta(
+    rooms: &Rooms,
+    head: &Head,
+    pdu: &Pdu,
+    numbers: &Numbers,
+    gathered: &Gathered,
+) -> EventMeta {
     let mut meta = EventMeta {
         flags: flag::LOCAL,
         event_type: numbers.event_type,
@@ -265,7 +349,10 @@ fn meta(rooms: &Rooms, head: &Head, pdu: &Pdu, numbers: &Numbers, gathered: &Gat
         depth: pdu.depth,
         prev_events: cited(head).map(|(number, _)| *number).collect(),
         auth_states: gathered.cited().map(|auth| auth.state).collect(),
-        relation: gathered.parent.as_ref().map(|(relation, parent)| (*relation, parent.number)),
+        relation: gathered
+            .parent
+            .as_ref()
+            .map(|(relation, parent)| (*relation, parent.number)),
         redacts: gathered.redacted.as_ref().map(|target| target.event.number),
         ..EventMeta::default()
     };
@@ -298,10 +385,19 @@ fn state_rows(
     let edited = trie::edit(source, before, &[(number, Some(state))], head.next_node())?;
     let mut root = head.root;
     root.replace(rooms, pdu, (key, current), edited.root)?;
-    let nodes = edited.nodes.into_iter().map(|(number, node)| (number, Arc::new(node))).collect();
+    let nodes = edited
+        .nodes
+        .into_iter()
+        .map(|(number, node)| (number, Arc::new(node)))
+        .collect();
     Ok(StateRows {
         state,
-        graph: GraphRow { event: head.next_event(), key: number, flags: 0, parents },
+        graph: GraphRow {
+            event: head.next_event(),
+            key: number,
+            flags: 0,
+            parents,
+        },
         key: key.clone(),
         is_new_key: known_key.is_none(),
         nodes,
@@ -320,7 +416,11 @@ impl RootRow {
     ) -> Result<(), Error> {
         let event_type = StateEventType::from(pdu.event_type.to_string());
         let state_key = pdu.state_key.as_deref().unwrap_or_default();
-        let print = |event_id: &EventId| rooms.fingerprint_key.entry(&event_type, state_key, event_id);
+        let print = |event_id: &EventId| {
+            rooms
+                .fingerprint_key
+                .entry(&event_type, state_key, event_id)
+        };
         if let Some((_, current)) = current {
             self.fingerprint = self.fingerprint.without(print(&current.pdu.event_id));
         }
@@ -333,10 +433,17 @@ impl RootRow {
         }
         self.members = node;
         self.member_count += added;
-        let before = current.as_ref().map(|(_, event)| Class::of(&membership_of(event)));
+        let before = current
+            .as_ref()
+            .map(|(_, event)| Class::of(&membership_of(event)));
         let after = class_of(pdu);
-        for (count, class) in [(&mut self.joined, Class::Join), (&mut self.invited, Class::Invite)] {
-            *count = count.saturating_add(u64::from(after == class)).saturating_sub(u64::from(before == Some(class)));
+        for (count, class) in [
+            (&mut self.joined, Class::Join),
+            (&mut self.invited, Class::Invite),
+        ] {
+            *count = count
+                .saturating_add(u64::from(after == class))
+                .saturating_sub(u64::from(before == Some(class)));
         }
         Ok(())
     }
@@ -348,7 +455,8 @@ fn class_of(pdu: &Pdu) -> Class {
     struct Content {
         membership: ruma::events::room::member::MembershipState,
     }
-    pdu.content_as::<Content>().map_or(Class::Leave, |content| Class::of(&content.membership))
+    pdu.content_as::<Content>()
+        .map_or(Class::Leave, |content| Class::of(&content.membership))
 }
 
 fn membership_change(
@@ -364,11 +472,17 @@ fn membership_change(
         user: target.user,
         is_local: target.is_local,
         server: target.server,
-        before: current.as_ref().map(|(_, event)| Class::of(&membership_of(event))),
+        before: current
+            .as_ref()
+            .map(|(_, event)| Class::of(&membership_of(event))),
         after,
         event: head.next_event(),
         state: head.next_state(),
-        stripped: if shown { Some(stripped(rooms, head, source, pdu)?) } else { None },
+        stripped: if shown {
+            Some(stripped(rooms, head, source, pdu)?)
+        } else {
+            None
+        },
     })
 }
 
@@ -389,7 +503,9 @@ const STRIPPED_TYPES: &[&str] = &[
 fn stripped(rooms: &Rooms, head: &Head, source: &Source<'_>, pdu: &Pdu) -> Result<String, Error> {
     let mut events = Vec::new();
     for event_type in STRIPPED_TYPES {
-        let Some(key) = rooms.state_key(event_type, "") else { continue };
+        let Some(key) = rooms.state_key(event_type, "") else {
+            continue;
+        };
         if let Some((_, event)) = head.state(source, &key)? {
             events.push(event);
         }
@@ -402,7 +518,8 @@ fn stripped(rooms: &Rooms, head: &Head, source: &Source<'_>, pdu: &Pdu) -> Resul
     }
     let events = events.iter().map(|event| &*event.pdu).chain([pdu]);
     let shown: Vec<_> = events.map(stripped_event).collect();
-    serde_json::to_string(&shown).map_err(|_malformed| Error::Invalid("the content is not JSON".into()))
+    serde_json::to_string(&shown)
+        .map_err(|_malformed| Error::Invalid("the content is not JSON".into()))
 }
 
 #[derive(serde::Serialize)]
