@@ -33,7 +33,7 @@ pub async fn signer(
         .read(|snapshot| -> Result<_, Error> { Ok(snapshot.get(&SIGNING_KEYS, &())?) })
         .await?;
     if let Some(Cbor(key)) = stored {
-        let signer = Signer::from_document(server_name, &key.document, key.version)
+        let signer = Signer::from_document(server_name, &key.document, &key.version)
             .map_err(|damaged| Error::corrupt("signing_keys", &damaged.to_string()))?;
         return Ok(Arc::new(signer));
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, EventMeta, RoomNumber, Rooms, StoredEvent, event::Reader};
+use super::{Error, RoomNumber, Rooms, StoredEvent, event::Reader};
 use crate::{
     events::EventNumber,
     storage::{
