@@ -24,12 +24,13 @@ pub use self::{
     schema::{Schema, example, inline, schema},
     tree::{Node, NodeValue, Origin},
 };
-use crate::telemetry;
+use crate::{storage, telemetry};
 
 /// The sections in the order of the example file. A list stands before the first table, where TOML wants it.
 pub const SECTIONS: &[&str] = &[
     "listeners",
     "server",
+    "database",
     "tls",
     "proxy",
     "well_known",
@@ -45,6 +46,7 @@ pub const SECTIONS: &[&str] = &[
 #[serde(default)]
 pub struct Config {
     pub server: ServerSection,
+    pub database: storage::Config,
     /// Where the server listens.
     pub listeners: Vec<Listener>,
     pub tls: TlsSection,
@@ -61,6 +63,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             server: ServerSection::default(),
+            database: storage::Config::default(),
             listeners: default_listeners(),
             tls: TlsSection::default(),
             proxy: ProxySection::default(),

@@ -19,7 +19,6 @@ pub struct Config {
     pub durability: Durability,
     /// How much memory may hold parts of the database that were read, such as `"512MiB"`; used as needed. Default a
     /// quarter of the machine's memory, at least 128 MiB and at most 4 GiB.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<ByteSize>,
 }
 
