@@ -2,6 +2,7 @@
 //!
 //! A handler takes the request apart, calls one part of the server, and puts the answer together.
 
+mod admin;
 pub mod auth;
 mod client;
 pub mod error;
@@ -19,7 +20,7 @@ use crate::config::sections::Resource;
 pub fn routes(resources: &[Resource]) -> Routes {
     let mut routes = Routes::default();
     if resources.contains(&Resource::Client) {
-        routes = routes.join(client::routes());
+        routes = routes.join(client::routes()).join(admin::routes());
     }
     if resources.contains(&Resource::Health) {
         routes = routes.join(health::health());

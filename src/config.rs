@@ -24,7 +24,7 @@ pub use self::{
     schema::{Schema, example, inline, schema},
     tree::{Node, NodeValue, Origin},
 };
-use crate::{storage, telemetry};
+use crate::{accounts, storage, telemetry};
 
 /// The sections in the order of the example file. A list stands before the first table, where TOML wants it.
 pub const SECTIONS: &[&str] = &[
@@ -34,6 +34,8 @@ pub const SECTIONS: &[&str] = &[
     "tls",
     "proxy",
     "well_known",
+    "accounts",
+    "registration",
     "rate_limits",
     "limits",
     "admin",
@@ -52,6 +54,8 @@ pub struct Config {
     pub tls: TlsSection,
     pub proxy: ProxySection,
     pub well_known: WellKnownSection,
+    pub accounts: accounts::Config,
+    pub registration: accounts::RegistrationConfig,
     pub rate_limits: rate_limits::Config,
     pub limits: LimitsSection,
     pub admin: AdminSection,
@@ -68,6 +72,8 @@ impl Default for Config {
             tls: TlsSection::default(),
             proxy: ProxySection::default(),
             well_known: WellKnownSection::default(),
+            accounts: accounts::Config::default(),
+            registration: accounts::RegistrationConfig::default(),
             rate_limits: rate_limits::Config::default(),
             limits: LimitsSection::default(),
             admin: AdminSection::default(),
@@ -129,6 +135,15 @@ impl Config {
             report(
                 "server.base_url",
                 format!("\"{url}\" must begin with https://"),
+            );
+        }
+        if self.registration.mode == accounts::RegistrationMode::Open
+            && !self.registration.i_accept_open_registration
+        {
+            report(
+                "registration.mode",
+                "\"open\" lets spammers in; if that is wanted, set registration.i_accept_open_registration = true"
+                    .to_owned(),
             );
         }
         if self.listeners.is_empty() {

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use crate::{
     api::{self, Dispatcher, limits::Limits},
     server::Server,
-    tasks::Stage,
+    tasks::{Stage, Stop},
 };
 
 /// Why a server did not start.
@@ -45,6 +45,7 @@ pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
     for listener in &server.config.listeners {
         bound.push((listener, listeners::bind(&listener.bind).await?));
     }
+    start_background(&server);
     let mut addresses = Vec::new();
     for (config, socket) in bound {
         addresses.extend(socket.address());
@@ -61,6 +62,16 @@ pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
         server.tasks.spawn("listener", Stage::Listeners, accepting);
     }
     Ok(Running { server, addresses })
+}
+
+/// Starts what goes on beside requests.
+fn start_background(server: &Arc<Server>) {
+    let accounts = server.accounts.clone();
+    let write_sightings = move |stop: Stop| {
+        let accounts = accounts.clone();
+        async move { accounts.keep_sightings(stop).await }
+    };
+    server.tasks.start("device sightings", Stage::Followers, write_sightings);
 }
 
 impl Running {

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use ruma::ServerName;
+
 use crate::{
+    accounts::{self, Accounts},
     clock::Clock,
     config::Config,
     storage::{self, Store},
@@ -15,6 +18,8 @@ use crate::{
 pub enum Error {
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error("the server name is not valid: {0}")]
+    ServerName(#[from] ruma::IdParseError),
 }
 
 /// Every part of a running server, in the order in which they are built.
@@ -26,6 +31,7 @@ pub struct Server {
     /// Requests that wait for news answer what they have when this is requested.
     pub closing: Stop,
     pub store: Store,
+    pub accounts: Accounts,
 }
 
 /// One thing that a server needs to serve.
@@ -45,6 +51,18 @@ impl Server {
         let metrics = Metrics::new();
         let tasks = Tasks::new(&metrics);
         let closing = tasks.stop_signal(Stage::Requests);
+        let server_name = ServerName::parse(config.server_name())?;
+        let settings = accounts::Settings {
+            accounts: config.accounts.clone(),
+            registration: config.registration.clone(),
+        };
+        let accounts = Accounts::new(
+            store.clone(),
+            clock.clone(),
+            server_name,
+            settings,
+            &metrics,
+        );
         Ok(Arc::new(Self {
             config,
             clock,
@@ -52,6 +70,7 @@ impl Server {
             tasks,
             closing,
             store,
+            accounts,
         }))
     }
 

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::PoisonError,
+    time::Duration,
 };
 
 use ruma::{DeviceId, OwnedDeviceId};
@@ -13,7 +14,10 @@ use super::{
     rows::{DEVICES, Device, SEEN, Seen},
     tokens::device_key,
 };
-use crate::storage::{Batch, Cbor, Order, Snapshot, Topic};
+use crate::{
+    storage::{Batch, Cbor, Order, Snapshot, Topic},
+    tasks::Stop,
+};
 
 /// Longer device IDs are refused: they are parts of keys.
 const MAX_DEVICE_ID_BYTES: usize = 255;
@@ -22,6 +26,7 @@ const GENERATED_DEVICE_ID_CHARS: usize = 10;
 /// Sightings kept in memory until they are written; more are dropped, as they only inform.
 const MAX_SIGHTINGS: usize = 50_000;
 const SIGHTINGS_PER_BATCH: usize = 1_000;
+const SIGHTINGS_INTERVAL: Duration = Duration::from_secs(300);
 
 /// What a sign-in says about its device.
 #[derive(Clone, Debug)]
@@ -280,7 +285,19 @@ impl Accounts {
         }
     }
 
-    /// Writes down when devices were seen: now and then, and when the server stops.
+    /// Writes down when devices were seen, every few minutes and at the end.
+    pub async fn keep_sightings(&self, stop: Stop) -> Result<(), Error> {
+        while !stop.is_requested() {
+            // What the time-out says is only that nobody stops.
+            let _waited = tokio::time::timeout(SIGHTINGS_INTERVAL, stop.requested())
+                .await
+                .is_ok();
+            self.write_sightings().await?;
+        }
+        Ok(())
+    }
+
+    /// Writes down when devices were seen.
     pub async fn write_sightings(&self) -> Result<(), Error> {
         let sightings = std::mem::take(
             &mut *self

@@ -1,15 +1,30 @@
 //! Who makes a request: each authentication scheme of ruma, and what a handler of such an endpoint is given.
 
-use std::{future::Future, net::IpAddr};
+use std::{future::Future, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
 use ruma::api::{
     Metadata,
-    auth_scheme::{AuthScheme, NoAccessToken, NoAuthentication},
+    auth_scheme::{
+        AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme, ExtractTokenError, NoAccessToken,
+        NoAuthentication,
+    },
 };
 
-use super::{error::Error, limits::Subject};
-use crate::server::Server;
+use super::{
+    error::{Error, SoftLogout},
+    limits::Subject,
+    routes::Client,
+};
+use crate::{
+    accounts::{Access, Session},
+    server::Server,
+};
+
+/// What a locked account may still do.
+///
+/// Spec: c2s, "Account locking".
+const OPEN_TO_LOCKED: [&str; 2] = ["/logout", "/logout/all"];
 
 /// An authentication scheme that we can check.
 pub trait Authenticate: AuthScheme {
@@ -23,6 +38,7 @@ pub trait Authenticate: AuthScheme {
         server: &Server,
         credentials: Self::Output,
         request: &http::Request<Bytes>,
+        client: &Client,
     ) -> impl Future<Output = Result<Self::Caller, Error>> + Send;
 }
 
@@ -51,6 +67,7 @@ impl Authenticate for NoAuthentication {
         _server: &Server,
         (): (),
         _request: &http::Request<Bytes>,
+        _client: &Client,
     ) -> Result<(), Error> {
         Ok(())
     }
@@ -67,7 +84,98 @@ impl Authenticate for NoAccessToken {
         _server: &Server,
         (): (),
         _request: &http::Request<Bytes>,
+        _client: &Client,
     ) -> Result<(), Error> {
         Ok(())
     }
+}
+
+impl RateLimitKey for Arc<Session> {
+    fn rate_limit_key(&self, _address: IpAddr) -> Subject {
+        Subject::User(self.user_number.0)
+    }
+}
+
+impl RateLimitKey for Option<Arc<Session>> {
+    fn rate_limit_key(&self, address: IpAddr) -> Subject {
+        match self {
+            Some(session) => session.rate_limit_key(address),
+            None => Subject::address(address),
+        }
+    }
+}
+
+impl Authenticate for AccessToken {
+    type Caller = Arc<Session>;
+
+    fn refused(error: ExtractTokenError) -> Error {
+        refused(&error)
+    }
+
+    async fn authenticate(
+        server: &Server,
+        token: String,
+        request: &http::Request<Bytes>,
+        client: &Client,
+    ) -> Result<Arc<Session>, Error> {
+        let session = match server.accounts.session(&token).await? {
+            Access::Granted(session) => session,
+            Access::Locked(session) if is_open_to_locked(request.uri().path()) => session,
+            Access::Locked(_) => return Err(Error::user_locked()),
+            Access::SoftLoggedOut => return Err(Error::unknown_token(SoftLogout::Yes)),
+            Access::Unknown => return Err(Error::unknown_token(SoftLogout::No)),
+        };
+        server.accounts.note_seen(&session, Some(client.address));
+        Ok(session)
+    }
+}
+
+impl Authenticate for AccessTokenOptional {
+    type Caller = Option<Arc<Session>>;
+
+    fn refused(error: ExtractTokenError) -> Error {
+        refused(&error)
+    }
+
+    async fn authenticate(
+        server: &Server,
+        token: Option<String>,
+        request: &http::Request<Bytes>,
+        client: &Client,
+    ) -> Result<Option<Arc<Session>>, Error> {
+        match token {
+            Some(token) => AccessToken::authenticate(server, token, request, client).await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Signing in and registering: an access token that somebody sends along means nothing there.
+impl Authenticate for AppserviceTokenOptional {
+    type Caller = ();
+
+    fn refused(error: ExtractTokenError) -> Error {
+        refused(&error)
+    }
+
+    async fn authenticate(
+        _server: &Server,
+        _token: Option<String>,
+        _request: &http::Request<Bytes>,
+        _client: &Client,
+    ) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+/// A header without a token is as good as none.
+fn refused(error: &ExtractTokenError) -> Error {
+    match error {
+        ExtractTokenError::MissingAccessToken | ExtractTokenError::InvalidAuthorizationScheme => Error::missing_token(),
+        error => Error::invalid_param(format!("The access token cannot be read: {error}")),
+    }
+}
+
+fn is_open_to_locked(path: &str) -> bool {
+    OPEN_TO_LOCKED.iter().any(|open| path.ends_with(open))
 }

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::storage;
+use crate::{accounts, storage};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -157,6 +157,12 @@ impl Error {
             "This account is locked",
         )
         .with("soft_logout", true)
+    }
+
+    /// 400 `M_UNKNOWN`: a way to sign in that the server does not have.
+    pub fn unknown_login_type(login_type: &str) -> Self {
+        let text = format!("The login type {login_type} is not known");
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, text)
     }
 
     /// 403 `M_USER_SUSPENDED`.
@@ -311,6 +317,63 @@ impl From<storage::Error> for Error {
         match error {
             storage::Error::Closed => Self::unavailable(Duration::from_secs(1)),
             error => Self::internal(error),
+        }
+    }
+}
+
+impl From<accounts::Error> for Error {
+    fn from(error: accounts::Error) -> Self {
+        use accounts::Error as E;
+        let bad = |code, text: String| Self::new(StatusCode::BAD_REQUEST, code, text);
+        match error {
+            E::Storage(error) => error.into(),
+            E::UserInUse => bad(ErrorCode::UserInUse, "This user name is taken".to_owned()),
+            E::InvalidUsername(text) => bad(ErrorCode::InvalidUsername, text.to_owned()),
+            E::Reserved => bad(ErrorCode::Exclusive, "This user name is reserved".to_owned()),
+            E::WeakPassword(text) => bad(ErrorCode::WeakPassword, text),
+            E::BadCredentials => Self::forbidden("Invalid user name or password"),
+            E::Deactivated => {
+                let text = "This account has been deactivated";
+                Self::new(StatusCode::FORBIDDEN, ErrorCode::UserDeactivated, text)
+            }
+            E::Locked => Self::user_locked(),
+            E::UnknownToken { soft_logout: true } => Self::unknown_token(SoftLogout::Yes),
+            E::UnknownToken { soft_logout: false } => Self::unknown_token(SoftLogout::No),
+            E::InvalidLoginToken => Self::forbidden("The login token is not valid"),
+            E::Interactive(info) => match serde_json::to_value(info) {
+                Ok(body) => Self::json(StatusCode::UNAUTHORIZED, body),
+                Err(error) => Self::internal(error),
+            },
+            E::UnknownUser => Self::not_found("There is no such user"),
+            E::UnknownDevice => Self::not_found("There is no such device"),
+            E::InvalidDevice(text) | E::InvalidProfile(text) => Self::invalid_param(text),
+            E::ProfileTooLarge => {
+                bad(ErrorCode::ProfileTooLarge, "The profile would be larger than 64 KiB".to_owned())
+            }
+            E::KeyTooLarge => {
+                bad(ErrorCode::KeyTooLarge, "The name of a profile field has at most 255 bytes".to_owned())
+            }
+            E::AccountDataTooLarge => Self::too_large("The account data is too large"),
+            E::InvalidFilter(text) => Self::bad_json(text),
+            E::PushRule(error) => error.into(),
+            error @ E::InvalidRegistrationToken => Self::invalid_param(error.to_string()),
+            error @ E::RegistrationTokenInUse => Self::invalid_param(error.to_string()),
+            error @ (E::UnknownNumber(_) | E::DamagedAccountData | E::PasswordCosts(_) | E::Aborted) => {
+                Self::internal(error)
+            }
+        }
+    }
+}
+
+impl From<accounts::PushRuleError> for Error {
+    fn from(error: accounts::PushRuleError) -> Self {
+        use accounts::PushRuleError as E;
+        match error {
+            E::NotFound => Self::not_found("There is no such push rule"),
+            E::UnknownPlace | E::ImpossiblePlace => {
+                Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, error.to_string())
+            }
+            E::ServerDefault | E::InvalidId | E::TooMany => Self::invalid_param(error.to_string()),
         }
     }
 }

@@ -298,7 +298,7 @@ where
     let Incoming { request, client } = incoming;
     let credentials = R::Authentication::extract_authentication(&request)
         .map_err(<R::Authentication as Authenticate>::refused)?;
-    let caller = R::Authentication::authenticate(&server, credentials, &request).await?;
+    let caller = R::Authentication::authenticate(&server, credentials, &request, &client).await?;
     if let Some(bucket) = bucket {
         limits
             .take(bucket, caller.rate_limit_key(client.address))

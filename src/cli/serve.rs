@@ -30,11 +30,13 @@ it is looked for in $HEARTH_CONFIG, /etc/hearth/hearth.toml and ./hearth.toml. T
 ";
 
 /// What `--dev` sets; everything else wins over it.
-const DEV: [&str; 9] = [
+const DEV: [&str; 11] = [
     "server.name=localhost",
     "server.base_url=http://127.0.0.1:8008",
     "server.data_dir=target/run",
     "listeners=[{ bind = \"127.0.0.1:8008\", resources = [\"client\", \"health\", \"metrics\"] }]",
+    "registration.mode=open",
+    "registration.i_accept_open_registration=true",
     "log.format=pretty",
     "limits.shutdown_grace=2s",
     "rate_limits.login=\"off\"",

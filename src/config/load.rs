@@ -291,14 +291,14 @@ fn apply_preset(tree: &mut Node, schema: Schema<'_>) {
 
 /// What a preset sets. Keys of sections that are not built yet are passed over.
 fn preset_values(preset: Preset) -> Vec<(&'static str, Value)> {
-    let (mode, presence, limit) = match preset {
-        Preset::Team => ("invite", (true, false), (100, 50)),
-        Preset::Messenger => ("invite", (true, true), (100, 50)),
-        Preset::Community => ("open", (true, false), (60, 30)),
+    let (presence, limit) = match preset {
+        Preset::Team => ((true, false), (100, 50)),
+        Preset::Messenger => ((true, true), (100, 50)),
+        Preset::Community => ((true, false), (60, 30)),
     };
     let (rate, burst) = limit;
     vec![
-        ("registration.mode", mode.into()),
+        ("registration.mode", "token".into()),
         ("presence.enabled", presence.0.into()),
         ("presence.federate_in", presence.1.into()),
         ("presence.federate_out", presence.1.into()),

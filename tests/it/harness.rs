@@ -13,7 +13,7 @@ use hearth::{
     storage::Store,
 };
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A test that waits longer than this has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -91,12 +91,7 @@ impl TestServer {
 
     /// Sends a request of any kind.
     pub async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
-        let response = request.send().await.expect("the server answers");
-        Answer {
-            status: response.status().as_u16(),
-            headers: response.headers().clone(),
-            text: response.text().await.expect("the answer ends"),
-        }
+        answer(request).await
     }
 
     /// A request without an access token.
@@ -117,10 +112,107 @@ impl TestServer {
     }
 }
 
+/// Somebody who is signed in.
+pub struct User {
+    pub server: String,
+    http: reqwest::Client,
+    pub id: String,
+    pub device: String,
+    pub token: String,
+}
+
+/// The password of every user that a test does not give another one.
+pub const PASSWORD: &str = "correct horse";
+
+impl TestServer {
+    /// Registers `name` and signs in.
+    pub async fn user(&self, name: &str) -> User {
+        let body = json!({
+            "username": name,
+            "password": PASSWORD,
+            "auth": { "type": "m.login.dummy" },
+        });
+        let answer = self.post("/_matrix/client/v3/register", body).await;
+        self.signed_in(&answer)
+    }
+
+    /// Signs `name` in on a new device.
+    pub async fn login(&self, name: &str, password: &str) -> User {
+        let body = json!({
+            "type": "m.login.password",
+            "identifier": { "type": "m.id.user", "user": name },
+            "password": password,
+        });
+        let answer = self.post("/_matrix/client/v3/login", body).await;
+        self.signed_in(&answer)
+    }
+
+    /// The user whom the answer to a login or a registration is about.
+    #[track_caller]
+    pub fn signed_in(&self, answer: &Answer) -> User {
+        let body = answer.ok();
+        let field = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+        User {
+            server: self.base.clone(),
+            http: self.http.clone(),
+            id: field("user_id"),
+            device: field("device_id"),
+            token: field("access_token"),
+        }
+    }
+}
+
+impl User {
+    /// A request of this user. `path` without the host.
+    pub async fn request(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let url = format!("{}{path}", self.server);
+        let mut request = self.http.request(method, url).bearer_auth(&self.token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        answer(request).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.request(Method::GET, path, None).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        self.request(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> Answer {
+        self.request(Method::PUT, path, Some(body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.request(Method::DELETE, path, None).await
+    }
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> Answer {
+    let response = request.send().await.expect("the server answers");
+    Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        text: response.text().await.expect("the answer ends"),
+    }
+}
+
 fn config(settings: &[&str]) -> Config {
     let listener =
         "listeners=[{ bind = \"127.0.0.1:0\", resources = [\"client\", \"health\", \"metrics\"] }]";
     let mut overrides = vec!["server.name=hearth.test".to_owned(), listener.to_owned()];
+    // Passwords that cost nothing, and anybody may register.
+    for setting in [
+        "registration.mode=open",
+        "registration.i_accept_open_registration=true",
+        "accounts.password.min_score=0",
+        "accounts.password.m_cost=64",
+        "accounts.password.t_cost=1",
+    ] {
+        overrides.push(setting.to_owned());
+    }
     for bucket in [
         "login",
         "registration",

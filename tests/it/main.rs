@@ -1,5 +1,6 @@
 //! Feature tests: a real server in process, reached through HTTP.
 
+mod accounts;
 mod harness;
 mod layers;
 mod requests;

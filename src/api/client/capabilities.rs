@@ -1,0 +1,48 @@
+//! What this server can do for the caller.
+//!
+//! Spec: c2s, "Capabilities negotiation".
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ruma::api::client::discovery::get_capabilities;
+use serde_json::json;
+
+use crate::{
+    accounts::Session,
+    api::{
+        error::Error,
+        routes::{RawJson, Routes},
+    },
+    events::version,
+    server::Server,
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::default().endpoint(get_capabilities)
+}
+
+/// Every capability is said, also those with the value that clients would assume: some look whether it is there.
+async fn get_capabilities(
+    _server: Arc<Server>,
+    _session: Arc<Session>,
+    _request: get_capabilities::v3::Request,
+) -> Result<RawJson, Error> {
+    let available: BTreeMap<&str, &str> = version::CREATABLE
+        .iter()
+        .map(|version| (version.as_str(), "stable"))
+        .collect();
+    let default = "12";
+    let capabilities = json!({
+        "m.change_password": { "enabled": true },
+        "m.room_versions": { "default": default, "available": available },
+        "m.set_displayname": { "enabled": true },
+        "m.set_avatar_url": { "enabled": true },
+        "m.profile_fields": { "enabled": true },
+        "m.3pid_changes": { "enabled": false },
+        "m.get_login_token": { "enabled": true },
+        "m.forget_forced_upon_leave": { "enabled": false },
+    });
+    Ok(RawJson(
+        json!({ "capabilities": capabilities }).to_string().into(),
+    ))
+}

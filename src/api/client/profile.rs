@@ -1,0 +1,170 @@
+//! Profiles.
+//!
+//! Spec: c2s, "Profiles".
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use ruma::{
+    OwnedUserId, UserId,
+    api::{
+        IncomingRequest, Metadata,
+        client::profile::{
+            delete_profile_field, get_profile, get_profile_field, set_profile_field,
+        },
+        error::{DeserializationError, ErrorCode},
+    },
+};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    accounts::{Profile, Session},
+    api::{
+        error::Error,
+        limits::Bucket,
+        routes::{RawJson, Routes},
+    },
+    server::Server,
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .endpoint(get_profile)
+        .endpoint(get_profile_field)
+        .limited(Bucket::Profile, set_profile_field)
+        .limited(Bucket::Profile, delete_profile_field)
+}
+
+async fn get_profile(
+    server: Arc<Server>,
+    (): (),
+    request: get_profile::v3::Request,
+) -> Result<RawJson, Error> {
+    let profile = find(&server, request.user_id).await?;
+    reply(&Value::Object(
+        profile.fields.into_iter().filter(is_shown).collect(),
+    ))
+}
+
+async fn get_profile_field(
+    server: Arc<Server>,
+    (): (),
+    request: get_profile_field::v3::Request,
+) -> Result<RawJson, Error> {
+    let mut profile = find(&server, request.user_id).await?;
+    let name = request.field.to_string();
+    let field = profile.fields.remove_entry(&name).filter(is_shown);
+    let (name, value) = field.ok_or_else(|| Error::not_found("The profile has no such field"))?;
+    reply(&json!({ name: value }))
+}
+
+/// A field with any JSON value. ruma's own type would refuse values that the server may keep.
+struct SetField {
+    user_id: OwnedUserId,
+    name: String,
+    value: Value,
+}
+
+impl Metadata for SetField {
+    const METHOD: Method = set_profile_field::v3::Request::METHOD;
+    const RATE_LIMITED: bool = set_profile_field::v3::Request::RATE_LIMITED;
+    type Authentication = <set_profile_field::v3::Request as Metadata>::Authentication;
+    type PathBuilder = <set_profile_field::v3::Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = set_profile_field::v3::Request::PATH_BUILDER;
+}
+
+impl IncomingRequest for SetField {
+    type EndpointError = <set_profile_field::v3::Request as IncomingRequest>::EndpointError;
+    type OutgoingResponse = set_profile_field::v3::Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        let (user_id, name) = match path_args {
+            [user_id, name] => (UserId::parse(user_id)?, (*name).to_owned()),
+            _ => (UserId::parse("")?, String::new()),
+        };
+        let body: &[u8] = if request.body().is_empty() {
+            b"{}"
+        } else {
+            request.body()
+        };
+        let mut fields: Map<String, Value> = serde_json::from_slice(body)?;
+        let missing =
+            || <serde_json::Error as serde::de::Error>::custom(format!("missing field `{name}`"));
+        let value = fields.remove(&name).ok_or_else(missing)?;
+        Ok(Self {
+            user_id,
+            name,
+            value,
+        })
+    }
+}
+
+async fn set_profile_field(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: SetField,
+) -> Result<set_profile_field::v3::Response, Error> {
+    may_change(&session, &request.user_id)?;
+    server
+        .accounts
+        .set_profile_field(session.user_number, &request.name, Some(request.value))
+        .await?;
+    Ok(set_profile_field::v3::Response::new())
+}
+
+async fn delete_profile_field(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: delete_profile_field::v3::Request,
+) -> Result<delete_profile_field::v3::Response, Error> {
+    may_change(&session, &request.user_id)?;
+    server
+        .accounts
+        .set_profile_field(session.user_number, request.field.as_str(), None)
+        .await?;
+    Ok(delete_profile_field::v3::Response::new())
+}
+
+fn may_change(session: &Session, user: &UserId) -> Result<(), Error> {
+    super::require_self(session, user)?;
+    super::require_active(session)
+}
+
+/// The profile of a local user. Of users elsewhere their own server knows it.
+async fn find(server: &Server, user: OwnedUserId) -> Result<Profile, Error> {
+    let accounts = server.accounts.clone();
+    let found = server
+        .store
+        .read(move |snapshot| {
+            let Some(account) = accounts.account_info(snapshot, &user)? else {
+                return Ok(None);
+            };
+            match account.is_deactivated {
+                true => Ok(None),
+                false => accounts
+                    .profile(snapshot, account.number)
+                    .map(Option::unwrap_or_default)
+                    .map(Some),
+            }
+        })
+        .await?;
+    found.ok_or_else(|| {
+        Error::new(
+            StatusCode::NOT_FOUND,
+            ErrorCode::NotFound,
+            "There is no such user",
+        )
+    })
+}
+
+/// An empty avatar is how clients before `DELETE` took it away.
+fn is_shown((name, value): &(String, Value)) -> bool {
+    name != crate::accounts::AVATAR_URL || value != ""
+}
+
+fn reply(value: &Value) -> Result<RawJson, Error> {
+    Ok(RawJson(value.to_string().into()))
+}

@@ -1,0 +1,201 @@
+//! Push rules.
+//!
+//! Spec: c2s, "Push Rules".
+
+use std::sync::Arc;
+
+use ruma::{
+    api::client::push::{
+        PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
+        get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
+        set_pushrule_enabled,
+    },
+    push::{RuleKind, Ruleset},
+};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::{
+    accounts::{Error as AccountsError, PushRuleChange, PushRuleError, Session},
+    api::{
+        error::Error,
+        routes::{RawJson, Routes},
+    },
+    server::Server,
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .endpoint(get_pushrules_all)
+        .endpoint(get_pushrules_global_scope)
+        .endpoint(get_pushrule)
+        .endpoint(get_pushrule_actions)
+        .endpoint(get_pushrule_enabled)
+        .endpoint(set_pushrule)
+        .endpoint(set_pushrule_actions)
+        .endpoint(set_pushrule_enabled)
+        .endpoint(delete_pushrule)
+}
+
+async fn get_pushrules_all(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    _request: get_pushrules_all::v3::Request,
+) -> Result<RawJson, Error> {
+    Ok(RawJson(
+        content(&server, &session).await?.get().to_owned().into(),
+    ))
+}
+
+async fn get_pushrules_global_scope(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    _request: get_pushrules_global_scope::v3::Request,
+) -> Result<RawJson, Error> {
+    #[derive(Deserialize)]
+    struct Content {
+        global: Box<RawValue>,
+    }
+    let content: Content =
+        serde_json::from_str(content(&server, &session).await?.get()).map_err(Error::internal)?;
+    Ok(RawJson(content.global.get().to_owned().into()))
+}
+
+async fn get_pushrule(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_pushrule::v3::Request,
+) -> Result<get_pushrule::v3::Response, Error> {
+    let rule = rule(
+        &*rules(&server, &session).await?,
+        request.kind,
+        &request.rule_id,
+    )?;
+    Ok(get_pushrule::v3::Response::new(rule))
+}
+
+async fn get_pushrule_actions(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_pushrule_actions::v3::Request,
+) -> Result<get_pushrule_actions::v3::Response, Error> {
+    let rule = rule(
+        &*rules(&server, &session).await?,
+        request.kind,
+        &request.rule_id,
+    )?;
+    Ok(get_pushrule_actions::v3::Response::new(rule.actions))
+}
+
+async fn get_pushrule_enabled(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_pushrule_enabled::v3::Request,
+) -> Result<get_pushrule_enabled::v3::Response, Error> {
+    let rule = rule(
+        &*rules(&server, &session).await?,
+        request.kind,
+        &request.rule_id,
+    )?;
+    Ok(get_pushrule_enabled::v3::Response::new(rule.enabled))
+}
+
+async fn set_pushrule(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: set_pushrule::v3::Request,
+) -> Result<set_pushrule::v3::Response, Error> {
+    let change = PushRuleChange::Put {
+        rule: request.rule,
+        after: request.after,
+        before: request.before,
+    };
+    server
+        .accounts
+        .change_push_rule(session.user_number, &session.user, change)
+        .await?;
+    Ok(set_pushrule::v3::Response::new())
+}
+
+async fn set_pushrule_actions(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: set_pushrule_actions::v3::Request,
+) -> Result<set_pushrule_actions::v3::Response, Error> {
+    let set_pushrule_actions::v3::Request {
+        kind,
+        rule_id,
+        actions,
+        ..
+    } = request;
+    let change = PushRuleChange::SetActions {
+        kind,
+        rule_id,
+        actions,
+    };
+    server
+        .accounts
+        .change_push_rule(session.user_number, &session.user, change)
+        .await?;
+    Ok(set_pushrule_actions::v3::Response::new())
+}
+
+async fn set_pushrule_enabled(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: set_pushrule_enabled::v3::Request,
+) -> Result<set_pushrule_enabled::v3::Response, Error> {
+    let set_pushrule_enabled::v3::Request {
+        kind,
+        rule_id,
+        enabled,
+        ..
+    } = request;
+    let change = PushRuleChange::Enable {
+        kind,
+        rule_id,
+        enabled,
+    };
+    server
+        .accounts
+        .change_push_rule(session.user_number, &session.user, change)
+        .await?;
+    Ok(set_pushrule_enabled::v3::Response::new())
+}
+
+async fn delete_pushrule(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: delete_pushrule::v3::Request,
+) -> Result<delete_pushrule::v3::Response, Error> {
+    let delete_pushrule::v3::Request { kind, rule_id, .. } = request;
+    let change = PushRuleChange::Delete { kind, rule_id };
+    server
+        .accounts
+        .change_push_rule(session.user_number, &session.user, change)
+        .await?;
+    Ok(delete_pushrule::v3::Response::new())
+}
+
+async fn content(server: &Server, session: &Session) -> Result<Box<RawValue>, Error> {
+    let (accounts, user) = (server.accounts.clone(), session.user_number);
+    Ok(server
+        .store
+        .read(move |snapshot| accounts.push_rules_content(snapshot, user))
+        .await?)
+}
+
+async fn rules(server: &Server, session: &Session) -> Result<Arc<Ruleset>, Error> {
+    let (accounts, user) = (server.accounts.clone(), session.user_number);
+    Ok(server
+        .store
+        .read(move |snapshot| accounts.push_rules(snapshot, user))
+        .await?)
+}
+
+fn rule(rules: &Ruleset, kind: RuleKind, rule_id: &str) -> Result<PushRule, Error> {
+    let rule = rules
+        .get(kind, rule_id)
+        .ok_or(AccountsError::PushRule(PushRuleError::NotFound))?;
+    Ok(rule.into())
+}
