@@ -43,7 +43,7 @@ pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
     let acceptor = tls::acceptor(&server.config.tls)?;
     let mut bound = Vec::new();
     for listener in &server.config.listeners {
-        bound.push((listener, listeners::bind(&listener.bind).await?));
+        bound.push((listener, listeners::bind(&listener.bind)?));
     }
     start_background(&server);
     let mut addresses = Vec::new();

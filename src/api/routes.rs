@@ -177,6 +177,16 @@ impl PlainRequest {
         let text: &[u8] = if body.is_empty() { b"{}" } else { body };
         serde_json::from_slice(text).map_err(|error| Error::from_json(&error, body))
     }
+
+    /// The value of `name` in the query.
+    pub fn query(&self, name: &str) -> Option<String> {
+        path::form_value(self.request.uri().query().unwrap_or_default(), name)
+    }
+
+    /// The value of `name` in a body that is a form.
+    pub fn form(&self, name: &str) -> Option<String> {
+        path::form_value(str::from_utf8(self.request.body()).ok()?, name)
+    }
 }
 
 /// A function that answers requests of type `R`. `K` tells the kinds of functions apart.

@@ -34,7 +34,7 @@ const DEV: [&str; 11] = [
     "server.name=localhost",
     "server.base_url=http://127.0.0.1:8008",
     "server.data_dir=target/run",
-    "listeners=[{ bind = \"127.0.0.1:8008\", resources = [\"client\", \"health\", \"metrics\"] }]",
+    "listeners=[{ bind = \"127.0.0.1:8008\", resources = [\"client\", \"web\", \"health\", \"metrics\"] }]",
     "registration.mode=open",
     "registration.i_accept_open_registration=true",
     "log.format=pretty",

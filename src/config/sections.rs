@@ -90,6 +90,8 @@ pub enum Bind {
 pub enum Resource {
     /// The client-server API and the well-known files.
     Client,
+    /// Pages for browsers: the first account.
+    Web,
     /// Prometheus metrics.
     Metrics,
     /// `/health/live` and `/health/ready`.
@@ -139,7 +141,7 @@ pub fn default_listeners() -> Vec<Listener> {
         Listener {
             bind: loopback(8008),
             tls: false,
-            resources: vec![Resource::Client, Resource::Health],
+            resources: vec![Resource::Client, Resource::Web, Resource::Health],
         },
         Listener {
             bind: loopback(9090),

@@ -67,7 +67,7 @@ impl Socket {
     }
 }
 
-pub(super) async fn bind(bind: &Bind) -> Result<Socket, Error> {
+pub(super) fn bind(bind: &Bind) -> Result<Socket, Error> {
     match bind {
         Bind::Network(address) => bind_network(*address)
             .map(Socket::Network)

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Each module and what it uses, from the foundation up. A new edge is a line in a review.
+#[rustfmt::skip]
 const MAY_USE: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("units", &[]),
@@ -10,122 +11,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tasks", &["telemetry"]),
     ("storage", &["clock", "units", "telemetry", "tasks"]),
     ("events", &[]),
-    (
-        "accounts",
-        &["clock", "units", "telemetry", "tasks", "storage", "events"],
-    ),
-    (
-        "rooms",
-        &[
-            "clock",
-            "units",
-            "telemetry",
-            "tasks",
-            "storage",
-            "events",
-            "accounts",
-        ],
-    ),
-    (
-        "ephemeral",
-        &[
-            "clock",
-            "units",
-            "telemetry",
-            "tasks",
-            "storage",
-            "events",
-            "accounts",
-            "rooms",
-        ],
-    ),
-    (
-        "sync",
-        &[
-            "clock",
-            "units",
-            "telemetry",
-            "tasks",
-            "storage",
-            "events",
-            "accounts",
-            "rooms",
-            "ephemeral",
-        ],
-    ),
-    (
-        "config",
-        &[
-            "units",
-            "telemetry",
-            "storage",
-            "accounts",
-            "rooms",
-            "ephemeral",
-            "sync",
-        ],
-    ),
-    (
-        "server",
-        &[
-            "clock",
-            "telemetry",
-            "tasks",
-            "storage",
-            "events",
-            "accounts",
-            "rooms",
-            "ephemeral",
-            "sync",
-            "config",
-        ],
-    ),
-    (
-        "admin",
-        &[
-            "clock",
-            "telemetry",
-            "tasks",
-            "storage",
-            "accounts",
-            "rooms",
-            "config",
-            "server",
-        ],
-    ),
-    (
-        "api",
-        &[
-            "clock",
-            "telemetry",
-            "storage",
-            "events",
-            "accounts",
-            "rooms",
-            "ephemeral",
-            "sync",
-            "config",
-            "server",
-            "admin",
-        ],
-    ),
-    (
-        "run",
-        &[
-            "clock",
-            "telemetry",
-            "tasks",
-            "storage",
-            "config",
-            "server",
-            "admin",
-            "api",
-        ],
-    ),
-    (
-        "cli",
-        &["telemetry", "storage", "config", "server", "admin", "run"],
-    ),
+    ("accounts", &["clock", "units", "telemetry", "tasks", "storage", "events"]),
+    ("rooms", &["clock", "units", "telemetry", "tasks", "storage", "events", "accounts"]),
+    ("ephemeral", &["clock", "units", "telemetry", "tasks", "storage", "events", "accounts", "rooms"]),
+    ("sync", &["clock", "units", "telemetry", "tasks", "storage", "events", "accounts", "rooms", "ephemeral"]),
+    ("config", &["units", "telemetry", "storage", "accounts", "rooms", "ephemeral", "sync"]),
+    ("server", &["clock", "telemetry", "tasks", "storage", "events", "accounts", "rooms", "ephemeral", "sync", "config"]),
+    ("admin", &["clock", "telemetry", "tasks", "storage", "accounts", "rooms", "config", "server"]),
+    ("api", &["clock", "units", "telemetry", "storage", "events", "accounts", "rooms", "ephemeral", "sync", "config", "server", "admin"]),
+    ("run", &["clock", "telemetry", "accounts", "tasks", "storage", "config", "server", "admin", "api"]),
+    ("cli", &["clock", "telemetry", "storage", "config", "server", "admin", "run"]),
 ];
 
 /// Modules that name the `http` crate: nothing below them knows a status code.

@@ -79,8 +79,11 @@ fn percent_decode(text: &str) -> Result<Cow<'_, str>, Error> {
         }
         let (digits, after) = after.split_at_checked(2).ok_or_else(malformed)?;
         rest = after;
-        let digits = str::from_utf8(digits).map_err(|_error| malformed())?;
-        decoded.push(u8::from_str_radix(digits, 16).map_err(|_error| malformed())?);
+        let byte = digits.iter().try_fold(0_u8, |byte, digit| {
+            let value = char::from(*digit).to_digit(16)?;
+            Some(byte << 4 | u8::try_from(value).ok()?)
+        });
+        decoded.push(byte.ok_or_else(malformed)?);
     }
     String::from_utf8(decoded)
         .map(Cow::Owned)
@@ -90,3 +93,13 @@ fn percent_decode(text: &str) -> Result<Cow<'_, str>, Error> {
 fn malformed() -> Error {
     Error::invalid_param("The path is not percent-encoded UTF-8")
 }
+
+/// The first value of `name` in a form or a query; nothing if it cannot be read.
+pub(super) fn form_value(text: &str, name: &str) -> Option<String> {
+    let fields = text.split('&').map(|field| field.split_once('=').unwrap_or((field, "")));
+    let value = fields.into_iter().find(|(field, _)| *field == name)?.1;
+    percent_decode(&value.replace('+', " ")).ok().map(Cow::into_owned)
+}
+
+#[cfg(test)]
+mod tests;
