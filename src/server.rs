@@ -1,6 +1,10 @@
 //! The server: owns every part and builds them from the foundation up.
 
-use std::sync::Arc;
+use std::{
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use ruma::ServerName;
 
@@ -16,6 +20,11 @@ use crate::{
 /// Why the parts of a server could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error("the folder {path} cannot be made: {source}")]
+    Folder {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Storage(#[from] storage::Error),
     #[error("the server name is not valid: {0}")]
@@ -42,6 +51,20 @@ pub struct Check {
 }
 
 impl Server {
+    /// Opens the database of `config`, which is made if there is none, and builds all parts on it.
+    ///
+    /// # Errors
+    /// The database cannot be opened: it is in use, of another server, or of a newer version.
+    pub async fn open(config: Config, clock: Clock) -> Result<Arc<Self>, Error> {
+        let folder = &config.server.data_dir;
+        create_private(folder).map_err(|source| Error::Folder {
+            path: folder.clone(),
+            source,
+        })?;
+        let store = Store::open(&config.database, &folder.join("database"), clock.clone())?;
+        Self::build(config, clock, store).await
+    }
+
     /// Builds all parts on `store`.
     ///
     /// # Errors
@@ -100,4 +123,12 @@ impl Server {
     pub fn close(&self) -> Result<(), Error> {
         Ok(self.store.close()?)
     }
+}
+
+/// A folder that only the owner of this process looks into. One that exists stays as it is.
+fn create_private(folder: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
 }

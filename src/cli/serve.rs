@@ -9,7 +9,6 @@ use crate::{
     config::{Config, Loaded, Sources},
     run::{self, Running},
     server::Server,
-    storage::Store,
     telemetry,
 };
 
@@ -85,9 +84,7 @@ fn with_dev_defaults(sources: Sources) -> Sources {
 
 async fn serve(config: Config) -> Exit {
     let started = async {
-        let clock = Clock::system();
-        let store = Store::memory_with(clock.clone());
-        let server = Server::build(config, clock, store).await?;
+        let server = Server::open(config, Clock::system()).await?;
         Ok::<_, Box<dyn std::error::Error>>(run::start(server).await?)
     };
     let running = match started.await {

@@ -185,7 +185,7 @@ impl<'a> Schema<'a> {
 }
 
 /// Everything in `node` that the schema does not allow.
-pub fn check(node: &Node, schema: Schema<'_>, key: &str, problems: &mut Vec<Problem>) {
+pub(super) fn check(node: &Node, schema: Schema<'_>, key: &str, problems: &mut Vec<Problem>) {
     match &node.value {
         NodeValue::Table(table) if schema.is_section() => {
             for (name, child) in table {
@@ -369,29 +369,24 @@ fn write_section(text: &mut String, path: &str, schema: Schema<'_>, default: &Va
     };
     // Writing to a text cannot fail.
     let _written = writeln!(text, "[{path}]").is_ok();
-    let (tables, keys): (Vec<_>, Vec<_>) = fields.iter().partition(|(name, value)| {
-        value.is_object() && schema.property(name).is_some_and(Schema::is_section)
-    });
-    for (name, value) in keys {
-        let Some(property) = schema.property(name) else {
-            continue;
-        };
+    let (tables, keys): (Vec<_>, Vec<_>) = schema
+        .properties()
+        .map(|(name, property)| (name, property, fields.get(name).unwrap_or(&Value::Null)))
+        .partition(|(_, property, default)| default.is_object() && property.is_section());
+    for (name, property, default) in keys {
         write_comment(text, property.description());
-        write_key(text, name, property, value);
+        write_key(text, name, property, default);
     }
-    for (name, value) in tables {
-        let Some(property) = schema.property(name) else {
-            continue;
-        };
-        write_section(text, &format!("{path}.{name}"), property, value);
+    for (name, property, default) in tables {
+        write_section(text, &format!("{path}.{name}"), property, default);
     }
 }
 
 fn write_key(text: &mut String, name: &str, schema: Schema<'_>, default: &Value) {
     let line = if default.is_null() {
-        format!("# {name} = … ({})", schema.kind())
+        format!("#{name} = … ({})", schema.kind())
     } else {
-        format!("# {name} = {}", inline(default))
+        format!("#{name} = {}", inline(default))
     };
     text.push_str(&line);
     text.push('\n');

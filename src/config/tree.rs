@@ -131,7 +131,7 @@ impl Node {
 ///
 /// # Errors
 /// Every place where the text is not TOML.
-pub fn parse_file(path: &Path, text: &str) -> Result<Node, Vec<Problem>> {
+pub(super) fn parse_file(path: &Path, text: &str) -> Result<Node, Vec<Problem>> {
     let path: Arc<Path> = path.into();
     let lines = Lines::new(text);
     let origin = |offset| {
@@ -159,7 +159,7 @@ pub fn parse_file(path: &Path, text: &str) -> Result<Node, Vec<Problem>> {
 }
 
 /// Reads one value of TOML text: what an environment variable or `-o` gives to a key that is no text.
-pub fn parse_value(text: &str, origin: &Origin) -> Result<NodeValue, String> {
+pub(super) fn parse_value(text: &str, origin: &Origin) -> Result<NodeValue, String> {
     let value = DeValue::parse(text).map_err(|error| error.message().to_owned())?;
     Ok(value_node(&value, &|_offset| origin.clone()).value)
 }
