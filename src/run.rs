@@ -84,7 +84,7 @@ impl Running {
         self.server.tasks.stop(Stage::Listeners, grace).await;
         self.server.tasks.stop(Stage::Requests, grace).await;
         self.server.tasks.stop(Stage::Followers, grace).await;
-        if let Err(error) = self.server.close() {
+        if let Err(error) = self.server.close().await {
             tracing::error!(%error, "the database was not closed in good order");
         }
     }

@@ -120,8 +120,12 @@ impl Server {
     ///
     /// # Errors
     /// The store cannot be closed in good order; what was answered is durable all the same.
-    pub fn close(&self) -> Result<(), Error> {
-        Ok(self.store.close()?)
+    pub async fn close(&self) -> Result<(), Error> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.close()).await {
+            Ok(closed) => Ok(closed?),
+            Err(_panicked) => Err(storage::Error::Closed.into()),
+        }
     }
 }
 

@@ -185,7 +185,8 @@ fn set(
     text: &str,
     problems: &mut Vec<Problem>,
 ) {
-    let is_text = is_secret_file(schema, path) || schema.get(path).is_some_and(Schema::is_text);
+    // What an unknown key holds does not matter: it is reported as unknown.
+    let is_text = is_secret_file(schema, path) || schema.get(path).is_none_or(Schema::is_text);
     let value = if is_text && !text.starts_with('"') {
         Ok(NodeValue::Leaf(Value::String(text.to_owned())))
     } else {
