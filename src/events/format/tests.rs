@@ -1,9 +1,18 @@
 //! What is dropped, kept, and kept as rejected.
 
+use proptest::prelude::*;
 use ruma::room_version_rules::RoomVersionRules;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::events::{
+    Pdu,
+    canonical::tests::any_value,
+    redact::{
+        self,
+        tests::{any_content, any_rules, any_type},
+    },
+};
 
 fn message() -> Value {
     json!({
@@ -139,4 +148,65 @@ fn identifiers_long_in_bytes_only_are_rejected_in_old_versions_and_dropped_in_ne
     check("é".repeat(128), Some(true), None);
     check("é".repeat(255), Some(true), None);
     check("é".repeat(256), None, None);
+}
+
+/// An event in which some fields are replaced.
+fn any_event() -> impl Strategy<Value = CanonicalJsonObject> {
+    const FIELDS: [&str; 16] = [
+        "auth_events",
+        "content",
+        "depth",
+        "hashes",
+        "origin_server_ts",
+        "prev_events",
+        "room_id",
+        "sender",
+        "signatures",
+        "type",
+        "state_key",
+        "redacts",
+        "unsigned",
+        "event_id",
+        "membership",
+        "x",
+    ];
+    let id = |sigil: char| move |text: String| CanonicalJsonValue::String(format!("{sigil}{text}"));
+    let value = prop_oneof![
+        any_value(),
+        any_type().prop_map(CanonicalJsonValue::from),
+        any_content().prop_map(CanonicalJsonValue::Object),
+        "\\PC{0,5}(:x\\.example)?".prop_map(id('@')),
+        "\\PC{0,5}(:x\\.example)?".prop_map(id('!')),
+        "\\PC{0,5}(:x\\.example)?".prop_map(id('$')),
+        prop::collection::vec("\\PC{0,5}(:x\\.example)?".prop_map(id('$')), 0..4)
+            .prop_map(CanonicalJsonValue::Array),
+    ];
+    prop::collection::btree_map(prop::sample::select(FIELDS.to_vec()), value, 0..4).prop_map(
+        |replaced| {
+            let mut event =
+                canonical::parse(message().to_string().as_bytes()).expect("the event is canonical");
+            event.extend(
+                replaced
+                    .into_iter()
+                    .map(|(field, value)| (field.to_owned(), value)),
+            );
+            event
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn what_passes_can_be_stored_and_redacted(event in any_event(), rules in any_rules()) {
+        if let Ok(parsed) = check_object(event, rules) {
+            let json = canonical::to_vec(&parsed.object);
+            let pdu = Pdu::from_stored(parsed.event_id.clone(), json.into(), parsed.rejected);
+            let pdu = pdu.expect("what passes the format check can be stored");
+            let redacted = redact::redacted(&pdu, &rules.redaction).expect("a stored event can be redacted");
+            let again = parse(&redacted.json, rules).expect("a redacted event is sound");
+            prop_assert_eq!(again.event_id, parsed.event_id);
+        }
+    }
 }
