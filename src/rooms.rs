@@ -411,3 +411,6 @@ fn object(value: serde_json::Value) -> Result<CanonicalJsonObject, Error> {
 fn milliseconds(now_ms: u64) -> MilliSecondsSinceUnixEpoch {
     MilliSecondsSinceUnixEpoch(UInt::new_saturating(now_ms))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,342 @@
+//! Creating, sending and reading on a store in memory.
+
+use ruma::{
+    OwnedUserId, RoomVersionId, UserId, events::TimelineEventType, owned_user_id, server_name,
+};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    accounts::Settings,
+    storage::{Order, Store},
+    telemetry::Metrics,
+};
+
+async fn rooms() -> Rooms {
+    let clock = Clock::seeded(1_700_000_000_000, 7);
+    on(Store::memory(), clock).await
+}
+
+async fn on(store: Store, clock: Clock) -> Rooms {
+    let name = server_name!("example.org").to_owned();
+    let signer = identity::signer(&store, &clock, name.clone())
+        .await
+        .unwrap();
+    let metrics = Metrics::new();
+    let accounts = Accounts::new(
+        store.clone(),
+        clock.clone(),
+        name,
+        Settings::default(),
+        &metrics,
+    );
+    Rooms::new(store, clock, signer, accounts, Config::default()).unwrap()
+}
+
+fn alice() -> OwnedUserId {
+    owned_user_id!("@alice:example.org")
+}
+
+fn bob() -> OwnedUserId {
+    owned_user_id!("@bob:example.org")
+}
+
+fn plan(creator: &UserId, preset: Preset, version: RoomVersionId) -> CreateRoom {
+    CreateRoom {
+        creator: creator.to_owned(),
+        preset,
+        is_published: false,
+        version: Some(version),
+        alias: None,
+        name: Some("A room".to_owned()),
+        topic: None,
+        invite: Vec::new(),
+        is_direct: false,
+        creation_content: CanonicalJsonObject::new(),
+        initial_state: Vec::new(),
+        power_levels: CanonicalJsonObject::new(),
+    }
+}
+
+fn message(sender: &UserId, body: &str) -> NewEvent {
+    NewEvent {
+        sender: sender.to_owned(),
+        event_type: TimelineEventType::RoomMessage,
+        state_key: None,
+        content: object(json!({ "msgtype": "m.text", "body": body })).unwrap(),
+        redacts: None,
+        transaction: None,
+        timestamp: None,
+    }
+}
+
+fn bodies(rooms: &Rooms, room: RoomNumber) -> Vec<String> {
+    let snapshot = rooms.store.snapshot().unwrap();
+    let page = rooms
+        .timeline(&snapshot, room, i64::MIN, Order::Forward, 10_000)
+        .unwrap();
+    let messages = page
+        .iter()
+        .filter(|placed| placed.event.pdu.event_type == TimelineEventType::RoomMessage);
+    messages
+        .map(|placed| {
+            let content = placed.event.pdu.content_as::<serde_json::Value>().unwrap();
+            content["body"].as_str().unwrap_or("(redacted)").to_owned()
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn rooms_of_every_creatable_version_take_messages_from_members_only() {
+    for version in crate::events::version::CREATABLE {
+        let rooms = rooms().await;
+        let room_id = rooms
+            .create(plan(&alice(), Preset::PublicChat, version))
+            .await
+            .unwrap();
+        let room = rooms.resident(&room_id).unwrap();
+
+        rooms
+            .send(&room_id, message(&alice(), "one"))
+            .await
+            .unwrap();
+        let refused = rooms.send(&room_id, message(&bob(), "not yet")).await;
+        assert!(matches!(refused, Err(Error::NotAllowed(_))), "{refused:?}");
+        rooms.join(&bob(), &room_id, Extra::new()).await.unwrap();
+        rooms.send(&room_id, message(&bob(), "two")).await.unwrap();
+
+        assert_eq!(bodies(&rooms, room), ["one", "two"]);
+        let head = rooms.published(room).unwrap();
+        assert_eq!((head.head.joined, head.head.local), (2, 2));
+    }
+}
+
+#[tokio::test]
+async fn many_messages_in_flight_keep_their_order_and_survive_reopening() {
+    let clock = Clock::seeded(1_700_000_000_000, 7);
+    let store = Store::memory();
+    let rooms = on(store.clone(), clock.clone()).await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PrivateChat, RoomVersionId::V12))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+
+    let mut waiting = Vec::new();
+    let wanted: Vec<String> = (0..200).map(|number| number.to_string()).collect();
+    for body in &wanted {
+        let mut writer = rooms.write(room).await.unwrap();
+        waiting.push(writer.send(message(&alice(), body)).await.unwrap());
+    }
+    for sent in waiting {
+        sent.durable().await.unwrap();
+    }
+
+    assert_eq!(bodies(&rooms, room), wanted);
+    let reopened = on(store, clock).await;
+    assert_eq!(bodies(&reopened, room), wanted);
+    reopened
+        .send(&room_id, message(&alice(), "after"))
+        .await
+        .unwrap();
+    assert_eq!(bodies(&reopened, room).last().unwrap(), "after");
+}
+
+#[tokio::test]
+async fn a_room_that_cannot_be_made_whole_leaves_nothing_behind() {
+    let rooms = rooms().await;
+    let mut wrong = plan(&alice(), Preset::PrivateChat, RoomVersionId::V11);
+    let content = object(json!({ "membership": "join" })).unwrap();
+    wrong.initial_state.push((
+        TimelineEventType::RoomMember,
+        "@carol:example.org".to_owned(),
+        content,
+    ));
+
+    let refused = rooms.create(wrong).await;
+
+    assert!(matches!(refused, Err(Error::NotAllowed(_))), "{refused:?}");
+    assert!(rooms.all().is_empty());
+}
+
+#[tokio::test]
+async fn the_same_transaction_sends_once() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PrivateChat, RoomVersionId::V11))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    let user = rooms.accounts.intern(&[&alice()]).await.unwrap()[0];
+    let again = || NewEvent {
+        transaction: Some(Transaction {
+            user,
+            device: 1,
+            id: "t1".into(),
+        }),
+        ..message(&alice(), "once")
+    };
+
+    let (first, second) =
+        tokio::join!(rooms.send(&room_id, again()), rooms.send(&room_id, again()));
+    let third = rooms.send(&room_id, again()).await.unwrap();
+
+    assert_eq!(first.unwrap(), third);
+    assert_eq!(second.unwrap(), third);
+    assert_eq!(bodies(&rooms, room), ["once"]);
+}
+
+#[tokio::test]
+async fn memberships_follow_joins_leaves_and_bans() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PublicChat, RoomVersionId::V12))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    let user = rooms.accounts.intern(&[&bob()]).await.unwrap()[0];
+    let class = |rooms: &Rooms| {
+        let snapshot = rooms.store.snapshot().unwrap();
+        let listed = rooms
+            .user_room(&snapshot, user, room)
+            .unwrap()
+            .map(|entry| entry.class);
+        assert_eq!(listed, rooms.class_of(&snapshot, user, room).unwrap());
+        listed
+    };
+    let act = |sender: OwnedUserId, membership: &str| MembershipAction {
+        sender,
+        target: bob(),
+        membership: membership.into(),
+        extra: Extra::new(),
+    };
+
+    assert_eq!(class(&rooms), None);
+    rooms
+        .set_membership(&room_id, act(alice(), "invite"))
+        .await
+        .unwrap();
+    assert_eq!(class(&rooms), Some(Class::Invite));
+    let stripped = rooms
+        .stripped_state(&rooms.store.snapshot().unwrap(), user, room)
+        .unwrap()
+        .unwrap();
+    assert!(stripped.contains("A room"), "{stripped}");
+    rooms.join(&bob(), &room_id, Extra::new()).await.unwrap();
+    assert_eq!(class(&rooms), Some(Class::Join));
+    rooms
+        .set_membership(&room_id, act(alice(), "ban"))
+        .await
+        .unwrap();
+    assert_eq!(class(&rooms), Some(Class::Ban));
+    assert!(rooms.join(&bob(), &room_id, Extra::new()).await.is_err());
+    rooms.forget(&bob(), room).await.unwrap();
+    assert_eq!(
+        rooms
+            .user_room(&rooms.store.snapshot().unwrap(), user, room)
+            .unwrap(),
+        None
+    );
+    assert_eq!(rooms.published(room).unwrap().head.joined, 1);
+}
+
+#[tokio::test]
+async fn a_redacted_event_loses_its_content_for_every_reader() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PublicChat, RoomVersionId::V11))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    let event_id = rooms
+        .send(&room_id, message(&alice(), "secret"))
+        .await
+        .unwrap();
+    let redaction = NewEvent {
+        event_type: TimelineEventType::RoomRedaction,
+        content: CanonicalJsonObject::new(),
+        redacts: Some(event_id.clone()),
+        ..message(&alice(), "")
+    };
+
+    let redaction_id = rooms.send(&room_id, redaction).await.unwrap();
+
+    assert_eq!(bodies(&rooms, room), ["(redacted)"]);
+    let snapshot = rooms.store.snapshot().unwrap();
+    let (_, redacted) = rooms.event_by_id(&snapshot, &event_id).unwrap().unwrap();
+    let (_, redaction) = rooms
+        .event_by_id(&snapshot, &redaction_id)
+        .unwrap()
+        .unwrap();
+    assert_eq!(redacted.meta.redacted_by, Some(redaction.number));
+    assert_eq!(redaction.meta.redacts, Some(redacted.number));
+}
+
+#[tokio::test]
+async fn a_position_leads_to_the_newest_event_that_was_visible_then() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PrivateChat, RoomVersionId::V11))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    let mut seen = Vec::new();
+    for number in 0..150 {
+        rooms
+            .send(&room_id, message(&alice(), &number.to_string()))
+            .await
+            .unwrap();
+        let published = rooms.published(room).unwrap();
+        seen.push((published.position, published.head.high));
+        if number % 3 == 0 {
+            // Positions that belong to other rooms lie between.
+            rooms
+                .store
+                .submit(crate::storage::Batch::new())
+                .await
+                .unwrap();
+        }
+    }
+
+    let snapshot = rooms.store.snapshot().unwrap();
+    for (position, index) in seen {
+        assert_eq!(rooms.index_at(&snapshot, room, position).unwrap(), index);
+    }
+    assert_eq!(
+        rooms.index_at(&snapshot, room, Position(0)).unwrap(),
+        i64::MIN
+    );
+}
+
+#[test]
+fn metadata_of_events_round_trips() {
+    use crate::storage::Record;
+    let meta = EventMeta {
+        position: Position(77),
+        flags: flag::STATE | flag::LOCAL,
+        event_type: TypeNumber::MEMBER,
+        sender: UserNumber(9),
+        timestamp: 1_700_000_000_123,
+        received: 1_700_000_000_456,
+        root_before: RootNumber(3),
+        root_after: RootNumber(4),
+        index: -12,
+        depth: (1 << 53) - 1,
+        ord_all: 300,
+        ord_thread: 200,
+        ord_room: 1,
+        state: Some(StateNumber(0)),
+        prev_events: [EventNumber(5), EventNumber(600)].into_iter().collect(),
+        auth_states: [StateNumber(1), StateNumber(2)].into_iter().collect(),
+        relation: Some((Relation::Thread, EventNumber(4))),
+        redacts: Some(EventNumber(0)),
+        redacted_by: None,
+        thread_root: Some(EventNumber(4)),
+    };
+    let mut bytes = Vec::new();
+    meta.encode(&mut bytes);
+    assert_eq!(EventMeta::decode(&bytes).unwrap(), meta);
+    for length in 0..bytes.len() {
+        assert!(EventMeta::decode(&bytes[..length]).is_err());
+    }
+}
