@@ -24,7 +24,7 @@ pub use self::{
     schema::{Schema, example, inline, schema},
     tree::{Node, NodeValue, Origin},
 };
-use crate::{accounts, storage, telemetry};
+use crate::{accounts, rooms, storage, telemetry};
 
 /// The sections in the order of the example file. A list stands before the first table, where TOML wants it.
 pub const SECTIONS: &[&str] = &[
@@ -36,6 +36,7 @@ pub const SECTIONS: &[&str] = &[
     "well_known",
     "accounts",
     "registration",
+    "rooms",
     "rate_limits",
     "limits",
     "admin",
@@ -56,6 +57,7 @@ pub struct Config {
     pub well_known: WellKnownSection,
     pub accounts: accounts::Config,
     pub registration: accounts::RegistrationConfig,
+    pub rooms: rooms::Config,
     pub rate_limits: rate_limits::Config,
     pub limits: LimitsSection,
     pub admin: AdminSection,
@@ -74,6 +76,7 @@ impl Default for Config {
             well_known: WellKnownSection::default(),
             accounts: accounts::Config::default(),
             registration: accounts::RegistrationConfig::default(),
+            rooms: rooms::Config::default(),
             rate_limits: rate_limits::Config::default(),
             limits: LimitsSection::default(),
             admin: AdminSection::default(),

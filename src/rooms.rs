@@ -54,6 +54,7 @@ use crate::{
         fingerprint::FingerprintKey, sign::BuildError, trie::Node,
     },
     storage::{self, Locks, Position, Snapshot, Store},
+    units::ByteSize,
 };
 
 /// What went wrong with a room.
@@ -100,26 +101,26 @@ impl Error {
     }
 }
 
-/// Section `[rooms]` of the configuration.
+/// Rooms.
 #[derive(
     Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
 )]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Config {
-    /// Version of new rooms when the client does not ask for one: `10`, `11` or `12`.
+    /// Version of new rooms when the client does not ask for one: `"10"`, `"11"` or `"12"`. Default `"12"`.
     pub default_version: String,
-    /// Memory for event bodies, in bytes. More helps servers with many busy rooms.
-    pub event_cache_bytes: u64,
-    /// Memory for room states, in bytes. More helps servers with very large rooms.
-    pub state_cache_bytes: u64,
+    /// Memory for event bodies. More helps servers with many busy rooms. Default `"32MiB"`.
+    pub event_cache: ByteSize,
+    /// Memory for room states. More helps servers with very large rooms. Default `"24MiB"`.
+    pub state_cache: ByteSize,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             default_version: "12".to_owned(),
-            event_cache_bytes: 32 << 20,
-            state_cache_bytes: 24 << 20,
+            event_cache: ByteSize(32 << 20),
+            state_cache: ByteSize(24 << 20),
         }
     }
 }
@@ -179,11 +180,8 @@ struct Caches {
 
 impl Caches {
     fn new(config: &Config) -> Self {
-        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-        let (events, states) = (
-            bytes(config.event_cache_bytes),
-            bytes(config.state_cache_bytes),
-        );
+        let bytes = |size: ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
+        let (events, states) = (bytes(config.event_cache), bytes(config.state_cache));
         Self {
             events: Cache::new(events),
             places: Cache::new(events / 8),

@@ -71,7 +71,9 @@ fn start_background(server: &Arc<Server>) {
         let accounts = accounts.clone();
         async move { accounts.keep_sightings(stop).await }
     };
-    server.tasks.start("device sightings", Stage::Followers, write_sightings);
+    server
+        .tasks
+        .start("device sightings", Stage::Followers, write_sightings);
 }
 
 impl Running {

@@ -12,6 +12,7 @@ use crate::{
     accounts::{self, Accounts},
     clock::Clock,
     config::Config,
+    rooms::{self, Rooms},
     storage::{self, Store},
     tasks::{Stage, Stop, Tasks},
     telemetry::Metrics,
@@ -27,6 +28,8 @@ pub enum Error {
     },
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Rooms(#[from] rooms::Error),
     #[error("the server name is not valid: {0}")]
     ServerName(#[from] ruma::IdParseError),
 }
@@ -41,6 +44,7 @@ pub struct Server {
     pub closing: Stop,
     pub store: Store,
     pub accounts: Accounts,
+    pub rooms: Rooms,
 }
 
 /// One thing that a server needs to serve.
@@ -75,6 +79,7 @@ impl Server {
         let tasks = Tasks::new(&metrics);
         let closing = tasks.stop_signal(Stage::Requests);
         let server_name = ServerName::parse(config.server_name())?;
+        let signer = rooms::identity::signer(&store, &clock, server_name.clone()).await?;
         let settings = accounts::Settings {
             accounts: config.accounts.clone(),
             registration: config.registration.clone(),
@@ -86,6 +91,13 @@ impl Server {
             settings,
             &metrics,
         );
+        let rooms = rooms::Rooms::new(
+            store.clone(),
+            clock.clone(),
+            signer,
+            accounts.clone(),
+            config.rooms.clone(),
+        )?;
         Ok(Arc::new(Self {
             config,
             clock,
@@ -94,6 +106,7 @@ impl Server {
             closing,
             store,
             accounts,
+            rooms,
         }))
     }
 

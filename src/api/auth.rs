@@ -6,8 +6,8 @@ use bytes::Bytes;
 use ruma::api::{
     Metadata,
     auth_scheme::{
-        AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme, ExtractTokenError, NoAccessToken,
-        NoAuthentication,
+        AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme, ExtractTokenError,
+        NoAccessToken, NoAuthentication,
     },
 };
 
@@ -144,7 +144,9 @@ impl Authenticate for AccessTokenOptional {
         client: &Client,
     ) -> Result<Option<Arc<Session>>, Error> {
         match token {
-            Some(token) => AccessToken::authenticate(server, token, request, client).await.map(Some),
+            Some(token) => AccessToken::authenticate(server, token, request, client)
+                .await
+                .map(Some),
             None => Ok(None),
         }
     }
@@ -171,7 +173,9 @@ impl Authenticate for AppserviceTokenOptional {
 /// A header without a token is as good as none.
 fn refused(error: &ExtractTokenError) -> Error {
     match error {
-        ExtractTokenError::MissingAccessToken | ExtractTokenError::InvalidAuthorizationScheme => Error::missing_token(),
+        ExtractTokenError::MissingAccessToken | ExtractTokenError::InvalidAuthorizationScheme => {
+            Error::missing_token()
+        }
         error => Error::invalid_param(format!("The access token cannot be read: {error}")),
     }
 }

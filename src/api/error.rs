@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, storage};
+use crate::{accounts, rooms, storage};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -321,6 +321,28 @@ impl From<storage::Error> for Error {
     }
 }
 
+impl From<rooms::Error> for Error {
+    fn from(error: rooms::Error) -> Self {
+        use rooms::Error as E;
+        let bad = |code, text: String| Self::new(StatusCode::BAD_REQUEST, code, text);
+        match error {
+            E::NotFound => Self::not_found("There is no such room or event"),
+            E::Forbidden(text) => Self::forbidden(text),
+            E::NotAllowed(error) => Self::forbidden(error.to_string()),
+            E::Build(error) => Self::too_large(error.to_string()),
+            E::Invalid(text) => Self::bad_json(text),
+            E::UnsupportedVersion => bad(
+                ErrorCode::UnsupportedRoomVersion,
+                "This server does not make rooms of this version".to_owned(),
+            ),
+            E::AliasInUse => bad(ErrorCode::RoomInUse, "This alias is taken".to_owned()),
+            E::Storage(error) => error.into(),
+            E::Accounts(error) => error.into(),
+            error @ E::NotInMemory => Self::internal(error),
+        }
+    }
+}
+
 impl From<accounts::Error> for Error {
     fn from(error: accounts::Error) -> Self {
         use accounts::Error as E;
@@ -329,7 +351,10 @@ impl From<accounts::Error> for Error {
             E::Storage(error) => error.into(),
             E::UserInUse => bad(ErrorCode::UserInUse, "This user name is taken".to_owned()),
             E::InvalidUsername(text) => bad(ErrorCode::InvalidUsername, text.to_owned()),
-            E::Reserved => bad(ErrorCode::Exclusive, "This user name is reserved".to_owned()),
+            E::Reserved => bad(
+                ErrorCode::Exclusive,
+                "This user name is reserved".to_owned(),
+            ),
             E::WeakPassword(text) => bad(ErrorCode::WeakPassword, text),
             E::BadCredentials => Self::forbidden("Invalid user name or password"),
             E::Deactivated => {
@@ -347,20 +372,23 @@ impl From<accounts::Error> for Error {
             E::UnknownUser => Self::not_found("There is no such user"),
             E::UnknownDevice => Self::not_found("There is no such device"),
             E::InvalidDevice(text) | E::InvalidProfile(text) => Self::invalid_param(text),
-            E::ProfileTooLarge => {
-                bad(ErrorCode::ProfileTooLarge, "The profile would be larger than 64 KiB".to_owned())
-            }
-            E::KeyTooLarge => {
-                bad(ErrorCode::KeyTooLarge, "The name of a profile field has at most 255 bytes".to_owned())
-            }
+            E::ProfileTooLarge => bad(
+                ErrorCode::ProfileTooLarge,
+                "The profile would be larger than 64 KiB".to_owned(),
+            ),
+            E::KeyTooLarge => bad(
+                ErrorCode::KeyTooLarge,
+                "The name of a profile field has at most 255 bytes".to_owned(),
+            ),
             E::AccountDataTooLarge => Self::too_large("The account data is too large"),
             E::InvalidFilter(text) => Self::bad_json(text),
             E::PushRule(error) => error.into(),
             error @ E::InvalidRegistrationToken => Self::invalid_param(error.to_string()),
             error @ E::RegistrationTokenInUse => Self::invalid_param(error.to_string()),
-            error @ (E::UnknownNumber(_) | E::DamagedAccountData | E::PasswordCosts(_) | E::Aborted) => {
-                Self::internal(error)
-            }
+            error @ (E::UnknownNumber(_)
+            | E::DamagedAccountData
+            | E::PasswordCosts(_)
+            | E::Aborted) => Self::internal(error),
         }
     }
 }
@@ -370,9 +398,11 @@ impl From<accounts::PushRuleError> for Error {
         use accounts::PushRuleError as E;
         match error {
             E::NotFound => Self::not_found("There is no such push rule"),
-            E::UnknownPlace | E::ImpossiblePlace => {
-                Self::new(StatusCode::BAD_REQUEST, ErrorCode::Unknown, error.to_string())
-            }
+            E::UnknownPlace | E::ImpossiblePlace => Self::new(
+                StatusCode::BAD_REQUEST,
+                ErrorCode::Unknown,
+                error.to_string(),
+            ),
             E::ServerDefault | E::InvalidId | E::TooMany => Self::invalid_param(error.to_string()),
         }
     }
