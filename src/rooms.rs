@@ -5,6 +5,7 @@
 
 mod alias;
 mod cache;
+pub mod client_event;
 mod create;
 mod directory;
 mod event;

@@ -58,6 +58,17 @@ impl Class {
             _ => Self::Leave,
         }
     }
+
+    /// The `membership` of this class.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::Invite => "invite",
+            Self::Knock => "knock",
+            Self::Leave => "leave",
+            Self::Ban => "ban",
+        }
+    }
 }
 
 impl KeyPart for Class {
