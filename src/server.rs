@@ -76,6 +76,7 @@ impl Server {
     pub async fn build(config: Config, clock: Clock, store: Store) -> Result<Arc<Self>, Error> {
         store.claim_server_name(config.server_name()).await?;
         let metrics = Metrics::new();
+        store.register_metrics(&metrics);
         let tasks = Tasks::new(&metrics);
         let closing = tasks.stop_signal(Stage::Requests);
         let server_name = ServerName::parse(config.server_name())?;

@@ -12,6 +12,7 @@ mod locks;
 mod log;
 mod memory;
 mod meta;
+mod metrics;
 mod migrate;
 mod record;
 mod rocks;
@@ -395,7 +396,7 @@ impl Store {
         meta::put(&mut last, meta::CLEAN, &1u8);
         let commit = self.submit(last);
         self.inner.stop();
-        commit.wait_blocking()?;
+        commit.outcome_of_ended()?;
         self.inner.engine.flush()
     }
 

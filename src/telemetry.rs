@@ -9,6 +9,7 @@ use std::{
 };
 
 use prometheus_client::{
+    collector::Collector,
     encoding::text,
     metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
     registry::{Metric, Registry},
@@ -111,6 +112,14 @@ impl Metrics {
             .lock()
             .expect("nothing panics while it holds this lock")
             .register(name, help, metric);
+    }
+
+    /// Asks `collector` whenever the page is read: for numbers that are kept elsewhere.
+    pub fn register_collector(&self, collector: impl Collector) {
+        self.registry
+            .lock()
+            .expect("nothing panics while it holds this lock")
+            .register_collector(Box::new(collector));
     }
 
     /// Everything, in the text format of OpenMetrics.

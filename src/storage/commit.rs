@@ -50,7 +50,12 @@ impl Future for Commit {
 }
 
 impl Commit {
-    /// Waits without an async runtime: for tools and jobs on threads of their own.
+    /// Of a committer that has ended: it has answered, or never will.
+    pub(super) fn outcome_of_ended(mut self) -> Result<Position> {
+        self.outcome.try_recv().unwrap_or(Err(Error::Closed))
+    }
+
+    /// Waits on a thread of its own, such as those of the blocking pool; an async task would panic.
     pub fn wait_blocking(self) -> Result<Position> {
         self.outcome.blocking_recv().unwrap_or(Err(Error::Closed))
     }

@@ -6,6 +6,7 @@ mod view;
 
 use std::{
     fs::{self, File, TryLockError},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -43,8 +44,12 @@ pub(super) struct Rocks {
 impl Rocks {
     /// Opens the database in the folder `path`, or makes one.
     pub(super) fn open(config: &Config, path: &Path, clock: &Clock) -> Result<Self> {
-        fs::create_dir_all(path)
-            .map_err(|error| Error::Open(format!("{}: {error}", path.display())))?;
+        // Nobody else may read what people write to each other.
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path);
+        made.map_err(|error| Error::Open(format!("{}: {error}", path.display())))?;
         let lock = lock(path)?;
         let cache_bytes = usize::try_from(config.cache_bytes()).unwrap_or(usize::MAX);
         let cache = Cache::new_lru_cache(cache_bytes);
