@@ -5,10 +5,12 @@
 mod admin;
 pub mod auth;
 mod client;
+mod command;
 pub mod error;
 mod health;
 pub mod limits;
 pub mod routes;
+mod web;
 
 pub use self::{
     error::Error,
@@ -22,6 +24,9 @@ pub fn routes(resources: &[Resource]) -> Routes {
     if resources.contains(&Resource::Client) {
         routes = routes.join(client::routes()).join(admin::routes());
     }
+    if resources.contains(&Resource::Web) {
+        routes = routes.join(web::routes());
+    }
     if resources.contains(&Resource::Health) {
         routes = routes.join(health::health());
     }
@@ -29,4 +34,11 @@ pub fn routes(resources: &[Resource]) -> Routes {
         routes = routes.join(health::metrics());
     }
     routes
+}
+
+/// What the command line asks on the admin socket.
+pub fn socket_routes() -> Routes {
+    command::routes()
+        .join(health::health())
+        .join(health::metrics())
 }

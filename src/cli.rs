@@ -3,10 +3,14 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused, 5 no server answers, 6 a check found problems, 78 the
 //! configuration is wrong.
 
+mod administer;
 mod configuration;
+mod db;
 mod health;
 mod output;
 mod serve;
+mod token;
+mod user;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
@@ -68,6 +72,15 @@ enum Command {
     Config(configuration::Command),
     /// Asks a running server whether it is ready.
     Health(health::Options),
+    /// Makes and changes accounts.
+    #[command(subcommand)]
+    User(user::Command),
+    /// Makes and revokes registration tokens.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Looks after the database.
+    #[command(subcommand)]
+    Db(db::Command),
     /// Prints the version.
     Version,
 }
@@ -129,6 +142,9 @@ pub fn main() -> ExitCode {
         Command::Serve(options) => serve::run(global, &options),
         Command::Config(command) => configuration::run(global, &command),
         Command::Health(options) => health::run(global, &options),
+        Command::User(command) => user::run(global, command),
+        Command::Token(command) => token::run(global, command),
+        Command::Db(command) => db::run(global, &command),
         Command::Version => {
             print(&format!("hearth {}\n", env!("CARGO_PKG_VERSION")));
             Exit::Done

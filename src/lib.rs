@@ -1,6 +1,7 @@
 //! Hearth: a Matrix homeserver in one process. The module map is in `docs/development.md`.
 
 pub mod accounts;
+pub mod admin;
 pub mod api;
 pub mod cli;
 pub mod clock;

@@ -3,10 +3,11 @@
 mod listeners;
 mod tls;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use crate::{
     api::{self, Dispatcher, limits::Limits},
+    config::sections::Bind,
     server::Server,
     tasks::{Stage, Stop},
 };
@@ -61,7 +62,29 @@ pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
         let accepting = listeners::accept(socket, acceptor, dispatcher, limits, stop);
         server.tasks.spawn("listener", Stage::Listeners, accepting);
     }
+    serve_admin_socket(&server, &limits)?;
     Ok(Running { server, addresses })
+}
+
+/// Where the command line finds a running server. None for a server that has no folder: a test's.
+fn serve_admin_socket(server: &Arc<Server>, limits: &Arc<Limits>) -> Result<(), Error> {
+    let path = server.config.admin_socket();
+    if !path.parent().is_some_and(Path::is_dir) {
+        return Ok(());
+    }
+    let socket = listeners::bind(&Bind::Unix(path))?;
+    let dispatcher = Arc::new(Dispatcher::new(
+        Arc::clone(server),
+        Arc::clone(limits),
+        api::socket_routes(),
+    ));
+    let limits = listeners::Limits::from(&server.config.limits);
+    let stop = server.tasks.stop_signal(Stage::Listeners);
+    let accepting = listeners::accept(socket, None, dispatcher, limits, stop);
+    server
+        .tasks
+        .spawn("admin socket", Stage::Listeners, accepting);
+    Ok(())
 }
 
 /// Starts what goes on beside requests.

@@ -1,5 +1,7 @@
 //! The server: owns every part and builds them from the foundation up.
 
+mod setup;
+
 use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -17,6 +19,8 @@ use crate::{
     tasks::{Stage, Stop, Tasks},
     telemetry::Metrics,
 };
+
+pub use self::setup::Setup;
 
 /// Why the parts of a server could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,8 @@ pub struct Server {
     /// Requests that wait for news answer what they have when this is requested.
     pub closing: Stop,
     pub store: Store,
+    /// The page on which the first administrator is made.
+    pub setup: Setup,
     pub accounts: Accounts,
     pub rooms: Rooms,
 }
@@ -100,6 +106,7 @@ impl Server {
             config.rooms.clone(),
         )?;
         Ok(Arc::new(Self {
+            setup: Setup::new(&clock),
             config,
             clock,
             metrics,

@@ -1,12 +1,16 @@
 //! `hearth serve`: the server itself, until somebody stops it.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Exit, Global, output::print_error};
 use crate::{
+    accounts::RegistrationMode,
+    admin,
     clock::Clock,
-    config::{Config, Loaded, Sources},
+    config::{Config, Loaded, Sources, sections::Resource},
     run::{self, Running},
     server::Server,
     telemetry,
@@ -18,6 +22,10 @@ pub(super) struct Options {
     #[arg(long)]
     dev: bool,
 }
+
+/// The first administrator of an unattended installation; looked at only while there is no account.
+const ADMIN_USER: &str = "HEARTH_ADMIN_USER";
+const ADMIN_PASSWORD_FILE: &str = "HEARTH_ADMIN_PASSWORD_FILE";
 
 const NO_CONFIGURATION: &str = "\
 There is no configuration. Hearth needs at least the name of the server, which cannot be changed later:
@@ -69,7 +77,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Exit {
             return Exit::Failed;
         }
     };
-    runtime.block_on(serve(config))
+    runtime.block_on(serve(config, &sources.environment))
 }
 
 /// Developers' settings come before those given, so that the ones given win.
@@ -82,20 +90,23 @@ fn with_dev_defaults(sources: Sources) -> Sources {
     }
 }
 
-async fn serve(config: Config) -> Exit {
+async fn serve(config: Config, environment: &BTreeMap<String, String>) -> Exit {
     let started = async {
         let server = Server::open(config, Clock::system()).await?;
-        Ok::<_, Box<dyn std::error::Error>>(run::start(server).await?)
+        let first_account = first_account(&server, environment).await?;
+        let running = run::start(server).await?;
+        Ok::<_, Box<dyn std::error::Error>>((running, first_account))
     };
     let running = match started.await {
-        Ok(running) => running,
+        Ok((running, first_account)) => {
+            greet(&running, &first_account);
+            running
+        }
         Err(error) => {
-            tracing::error!(%error, "the server did not start");
             print_error(&format!("The server did not start: {error}\n"));
             return Exit::Failed;
         }
     };
-    greet(&running);
     if let Err(error) = wait_for_signal().await {
         tracing::error!(%error, "signals cannot be waited for");
         return Exit::Failed;
@@ -107,10 +118,76 @@ async fn serve(config: Config) -> Exit {
     }
 }
 
-fn greet(running: &Running) {
-    let name = running.server.config.server_name();
+/// How the first administrator comes to be.
+enum FirstAccount {
+    /// There are accounts.
+    Exists,
+    /// Made now, as the environment says.
+    Made(String),
+    /// To be made on the setup page by whoever has this token.
+    Page(String),
+}
+
+/// Makes the first administrator if the environment names one and there is no account; opens the setup page otherwise.
+async fn first_account(
+    server: &Server,
+    environment: &BTreeMap<String, String>,
+) -> Result<FirstAccount, Box<dyn std::error::Error>> {
+    if !admin::is_empty(server).await? {
+        return Ok(FirstAccount::Exists);
+    }
+    let (Some(name), Some(path)) = (
+        environment.get(ADMIN_USER),
+        environment.get(ADMIN_PASSWORD_FILE),
+    ) else {
+        return Ok(FirstAccount::Page(server.setup.open().to_owned()));
+    };
+    let password = std::fs::read_to_string(path)
+        .map_err(|error| format!("{ADMIN_PASSWORD_FILE}: {path}: {error}"))?;
+    let password = password.trim_end_matches(['\r', '\n']);
+    admin::create_first_admin(server, name, password)
+        .await
+        .map_err(|error| format!("{ADMIN_USER}: {error}"))?;
+    Ok(FirstAccount::Made(name.clone()))
+}
+
+fn greet(running: &Running, first_account: &FirstAccount) {
+    let config = &running.server.config;
     for address in &running.addresses {
-        tracing::info!(%address, server_name = name, version = env!("CARGO_PKG_VERSION"), "serving");
+        tracing::info!(%address, server_name = config.server_name(), version = env!("CARGO_PKG_VERSION"), "serving");
+    }
+    match first_account {
+        FirstAccount::Exists => {}
+        FirstAccount::Made(name) => tracing::info!(name, "the first administrator was made"),
+        FirstAccount::Page(token) => print_error(&format!(
+            "\nThere is no account yet. Make the first administrator at\n\n    {}/setup?token={token}\n\n\
+             or with: hearth user create --admin NAME\n\n",
+            setup_base(running)
+        )),
+    }
+    if config.registration.mode == RegistrationMode::Open {
+        print_error(&format!(
+            "Registration is open: any Matrix client can make an account on the homeserver {}\n\n",
+            config.base_url()
+        ));
+    }
+}
+
+/// Where the setup page is reached: a plain loopback listener if there is one, the public address otherwise.
+fn setup_base(running: &Running) -> String {
+    let config = &running.server.config;
+    let local = config
+        .listeners
+        .iter()
+        .zip(&running.addresses)
+        .find(|(listener, address)| {
+            !listener.tls
+                && listener.resources.contains(&Resource::Web)
+                && address.ip().is_loopback()
+        });
+    match local {
+        Some((_, address)) => format!("http://{address}"),
+        None => config.base_url(),
     }
 }
 

@@ -20,7 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("admin", &["clock", "telemetry", "tasks", "storage", "accounts", "rooms", "config", "server"]),
     ("api", &["clock", "units", "telemetry", "storage", "events", "accounts", "rooms", "ephemeral", "sync", "config", "server", "admin"]),
     ("run", &["clock", "telemetry", "accounts", "tasks", "storage", "config", "server", "admin", "api"]),
-    ("cli", &["clock", "telemetry", "storage", "config", "server", "admin", "run"]),
+    ("cli", &["clock", "units", "telemetry", "accounts", "config", "server", "admin", "run"]),
 ];
 
 /// Modules that name the `http` crate: nothing below them knows a status code.
