@@ -1,9 +1,11 @@
 //! Feature tests: a real server in process, reached through HTTP.
 
+mod account_data;
 mod accounts;
 mod command_line;
 mod harness;
 mod layers;
+mod profile;
 mod requests;
 mod resolution;
 mod setup;

@@ -62,7 +62,7 @@ async fn get_profile_field(
 struct SetField {
     user_id: OwnedUserId,
     name: String,
-    value: Value,
+    value: Option<Value>,
 }
 
 impl Metadata for SetField {
@@ -91,9 +91,7 @@ impl IncomingRequest for SetField {
             request.body()
         };
         let mut fields: Map<String, Value> = serde_json::from_slice(body)?;
-        let missing =
-            || <serde_json::Error as serde::de::Error>::custom(format!("missing field `{name}`"));
-        let value = fields.remove(&name).ok_or_else(missing)?;
+        let value = fields.remove(&name);
         Ok(Self {
             user_id,
             name,
@@ -108,9 +106,11 @@ async fn set_profile_field(
     request: SetField,
 ) -> Result<set_profile_field::v3::Response, Error> {
     may_change(&session, &request.user_id)?;
+    let missing = || Error::missing_param(format!("Missing parameter: {}", request.name));
+    let value = request.value.ok_or_else(missing)?;
     server
         .accounts
-        .set_profile_field(session.user_number, &request.name, Some(request.value))
+        .set_profile_field(session.user_number, &request.name, Some(value))
         .await?;
     Ok(set_profile_field::v3::Response::new())
 }

@@ -4,16 +4,21 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use ruma::{
-    api::client::push::{
+    api::{
+        IncomingRequest, Metadata,
+        client::push::{
         PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
         get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
         set_pushrule_enabled,
+        },
+        error::DeserializationError,
     },
     push::{RuleKind, Ruleset},
 };
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     accounts::{Error as AccountsError, PushRuleChange, PushRuleError, Session},
@@ -100,16 +105,43 @@ async fn get_pushrule_enabled(
     Ok(get_pushrule_enabled::v3::Response::new(rule.enabled))
 }
 
+/// A rule to be stored. ruma's own type asks for conditions, which the specification does not.
+struct SetPushRule(PushRuleChange);
+
+impl Metadata for SetPushRule {
+    const METHOD: Method = set_pushrule::v3::Request::METHOD;
+    const RATE_LIMITED: bool = set_pushrule::v3::Request::RATE_LIMITED;
+    type Authentication = <set_pushrule::v3::Request as Metadata>::Authentication;
+    type PathBuilder = <set_pushrule::v3::Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = set_pushrule::v3::Request::PATH_BUILDER;
+}
+
+impl IncomingRequest for SetPushRule {
+    type EndpointError = <set_pushrule::v3::Request as IncomingRequest>::EndpointError;
+    type OutgoingResponse = set_pushrule::v3::Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        let mut body: Map<String, Value> = match request.body().is_empty() {
+            true => Map::new(),
+            false => serde_json::from_slice(request.body())?,
+        };
+        body.entry("conditions").or_insert_with(|| Value::Array(Vec::new()));
+        let body = serde_json::to_vec(&body)?;
+        let request = request.map(|_| body.as_slice());
+        let set_pushrule::v3::Request { rule, after, before, .. } =
+            set_pushrule::v3::Request::try_from_http_request_inner(request, path_args)?;
+        Ok(Self(PushRuleChange::Put { rule, after, before }))
+    }
+}
+
 async fn set_pushrule(
     server: Arc<Server>,
     session: Arc<Session>,
-    request: set_pushrule::v3::Request,
+    SetPushRule(change): SetPushRule,
 ) -> Result<set_pushrule::v3::Response, Error> {
-    let change = PushRuleChange::Put {
-        rule: request.rule,
-        after: request.after,
-        before: request.before,
-    };
     server
         .accounts
         .change_push_rule(session.user_number, &session.user, change)
