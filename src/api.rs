@@ -5,6 +5,7 @@
 mod admin;
 pub mod auth;
 mod client;
+mod content;
 mod command;
 pub mod error;
 mod health;

@@ -20,6 +20,7 @@ mod send;
 mod state;
 mod timeline;
 mod unread;
+mod visibility;
 mod writer;
 
 use std::{
@@ -44,6 +45,7 @@ pub use self::{
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
     timeline::{Placed, TimelineRow},
+    visibility::Sight,
     writer::RoomWriter,
 };
 use self::{cache::Cache, head::Head, numbers::Numbers, state::StateKey};

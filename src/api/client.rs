@@ -6,15 +6,24 @@ mod config;
 mod device;
 mod discovery;
 mod filter;
+mod membership;
+mod message;
 mod profile;
 mod push;
+mod redact;
+mod room;
 mod session;
+mod state;
 mod uiaa;
 
-use ruma::UserId;
+use ruma::{OwnedEventId, RoomId, UserId};
 
 use super::{error::Error, routes::Routes};
-use crate::accounts::Session;
+use crate::{
+    accounts::Session,
+    rooms::{self, NewEvent, RoomNumber},
+    server::Server,
+};
 
 /// Every endpoint of the client-server API.
 pub(super) fn routes() -> Routes {
@@ -28,6 +37,11 @@ pub(super) fn routes() -> Routes {
         .join(config::routes())
         .join(push::routes())
         .join(capabilities::routes())
+        .join(room::routes())
+        .join(membership::routes())
+        .join(message::routes())
+        .join(state::routes())
+        .join(redact::routes())
 }
 
 /// Refuses what one user asks about another's account.
@@ -45,5 +59,33 @@ fn require_active(session: &Session) -> Result<(), Error> {
     match session.is_suspended {
         true => Err(Error::user_suspended()),
         false => Ok(()),
+    }
+}
+
+/// The number of a room that a user may be in.
+///
+/// # Errors
+/// As for a room that the user is not in: who asks must not learn which rooms there are.
+fn known_room(server: &Server, room_id: &RoomId) -> Result<RoomNumber, Error> {
+    server
+        .rooms
+        .resident(room_id)
+        .map_err(|_unknown| not_in_room())
+}
+
+/// 403 `M_FORBIDDEN`: the user may not look into the room, or there is none.
+fn not_in_room() -> Error {
+    Error::forbidden("You are not in this room")
+}
+
+/// Sends an event.
+async fn send(server: &Server, room_id: &RoomId, event: NewEvent) -> Result<OwnedEventId, Error> {
+    match server.rooms.send(room_id, event).await {
+        Ok(event_id) => Ok(event_id),
+        Err(rooms::Error::NotFound) => {
+            known_room(server, room_id)?;
+            Err(Error::not_found("There is no such event in this room"))
+        }
+        Err(error) => Err(error.into()),
     }
 }

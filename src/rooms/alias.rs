@@ -1,9 +1,9 @@
 //! Room aliases: names of rooms that can be moved from one room to another.
 
-use ruma::{OwnedUserId, RoomAliasId, UserId};
+use ruma::{OwnedRoomAliasId, OwnedUserId, RoomAliasId, UserId};
 
 use super::{Error, RoomNumber, Rooms};
-use crate::storage::{Batch, Cbor, Family, Guard, Snapshot, Table, Text};
+use crate::storage::{Batch, Cbor, Family, Guard, Order, Snapshot, Table, Text};
 
 static ALIASES: Table<(Text,), Cbor<AliasRow>> = Table::new("aliases", Family::RoomHeads, b'a');
 static BY_ROOM: Table<(RoomNumber, Text), ()> =
@@ -63,5 +63,21 @@ impl Rooms {
         alias: &RoomAliasId,
     ) -> Result<Option<AliasRow>, Error> {
         Ok(snapshot.get(&ALIASES, &(key(alias),))?.map(|Cbor(row)| row))
+    }
+
+    /// The aliases of a room, in alphabetical order.
+    pub fn aliases_of(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+    ) -> Result<Vec<OwnedRoomAliasId>, Error> {
+        let mut aliases = Vec::new();
+        for row in snapshot.scan(BY_ROOM.prefix(&(room,)), Order::Forward) {
+            let ((_, alias), ()) = row?;
+            let alias = RoomAliasId::parse(&*alias.0)
+                .map_err(|_invalid| Error::corrupt("aliases_by_room", "not an alias"))?;
+            aliases.push(alias);
+        }
+        Ok(aliases)
     }
 }

@@ -24,6 +24,8 @@ pub struct MembershipAction {
     pub target: OwnedUserId,
     pub membership: MembershipState,
     pub extra: Extra,
+    /// Memberships of the target to start from; none: any.
+    pub before: &'static [Class],
 }
 
 impl Rooms {
@@ -62,6 +64,14 @@ impl Rooms {
     ) -> Result<(), Error> {
         let room = self.resident(room_id)?;
         let mut writer = self.write(room).await?;
+        if !action.before.is_empty() {
+            let current = writer.membership(&action.target).await?;
+            if !current.is_some_and(|current| action.before.contains(&current)) {
+                return Err(Error::Forbidden(
+                    "the membership of the user is not one that this changes".into(),
+                ));
+            }
+        }
         let event = self.membership_event(&action).await?;
         let sent = writer.send(event).await?;
         drop(writer);
@@ -76,6 +86,7 @@ impl Rooms {
             target: user.to_owned(),
             membership: MembershipState::Join,
             extra: extra.clone(),
+            before: &[],
         };
         self.membership_event(&action).await
     }
@@ -97,6 +108,7 @@ impl Rooms {
             target,
             membership: MembershipState::Invite,
             extra,
+            before: &[],
         })
         .await
     }

@@ -209,6 +209,7 @@ async fn memberships_follow_joins_leaves_and_bans() {
         target: bob(),
         membership: membership.into(),
         extra: Extra::new(),
+        before: &[],
     };
 
     assert_eq!(class(&rooms), None);

@@ -11,3 +11,5 @@ mod resolution;
 mod setup;
 mod tidy;
 mod vectors;
+mod room_words;
+mod rooms;
