@@ -326,8 +326,12 @@ fn read<R: IncomingRequest>(request: http::Request<Bytes>, args: &PathArgs) -> R
         .map_err(|error| Error::unreadable(error, &body))
 }
 
-/// Every body of the Matrix APIs is an object, and serde would take an array for a struct.
+/// Every body of the Matrix APIs is an object in UTF-8. serde would take an array for a struct, and any bytes in a
+/// field that it skips.
 fn require_object(body: &[u8]) -> Result<(), Error> {
+    if std::str::from_utf8(body).is_err() {
+        return Err(Error::not_json("The body is not UTF-8"));
+    }
     match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None | Some(b'{') => Ok(()),
         Some(_) => Err(

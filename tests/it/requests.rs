@@ -112,3 +112,20 @@ async fn health_and_metrics_are_served() {
     ));
     assert!(metrics.text.trim_end().ends_with("# EOF"));
 }
+
+#[tokio::test]
+async fn a_body_that_is_no_json_object_is_told_from_one_with_wrong_content() {
+    let server = TestServer::start().await;
+    let bodies: [(&[u8], &str); 5] = [
+        (b"{\"username\":", "M_NOT_JSON"),
+        (b"{\"nobody reads\": \"a\x81\"}", "M_NOT_JSON"),
+        (b"NaN", "M_NOT_JSON"),
+        (b"\"text\"", "M_BAD_JSON"),
+        (b"{\"username\": 7}", "M_BAD_JSON"),
+    ];
+    for (body, code) in bodies {
+        let url = format!("{}/_matrix/client/v3/register", server.base);
+        let request = server.http.post(url).body(body.to_vec());
+        server.send(request).await.fails(400, code);
+    }
+}
