@@ -5,8 +5,8 @@
 mod admin;
 pub mod auth;
 mod client;
-mod content;
 mod command;
+mod content;
 pub mod error;
 mod health;
 pub mod limits;

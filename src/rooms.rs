@@ -20,6 +20,7 @@ mod send;
 mod state;
 mod timeline;
 mod unread;
+mod verify;
 mod visibility;
 mod writer;
 
@@ -45,6 +46,7 @@ pub use self::{
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
     timeline::{Placed, TimelineRow},
+    verify::Violation,
     visibility::Sight,
     writer::RoomWriter,
 };

@@ -175,6 +175,30 @@ pub struct UserRoom {
     pub position: Position,
 }
 
+/// The joined members of each server of a room, also of those with none left.
+pub(super) fn server_counts(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+) -> Result<Vec<(ServerNumber, i64)>, Error> {
+    let rows = snapshot.scan(SERVERS.prefix(&(room,)), Order::Forward);
+    rows.map(|row| Ok(row.map(|((_, server), Counter(joined))| (server, joined))?))
+        .collect()
+}
+
+/// Every row of a user for a room; more than one is a fault.
+pub(super) fn rows_of(
+    snapshot: &Snapshot,
+    user: UserNumber,
+    room: RoomNumber,
+) -> Result<Vec<(Class, EventNumber)>, Error> {
+    let mut rows = Vec::new();
+    for class in Class::ALL {
+        let row = snapshot.get(&BY_USER, &(user, class, room))?;
+        rows.extend(row.map(|Stamped(_, row)| (class, row.event)));
+    }
+    Ok(rows)
+}
+
 impl Rooms {
     /// The rooms of a user of this server: joined, invited, knocked, left and banned, forgotten ones left out.
     pub fn rooms_of(

@@ -21,17 +21,17 @@ use crate::{
     storage::{Batch, Family, Record, Snapshot, Table, Text},
 };
 
-static KEYS: Table<(RoomNumber, StateKeyNumber), StateKey> =
+pub(super) static KEYS: Table<(RoomNumber, StateKeyNumber), StateKey> =
     Table::new("state_keys", Family::State, b'k');
 static KEY_NUMBERS: Table<(RoomNumber, TypeNumber, Text), u32> =
     Table::new("state_key_numbers", Family::State, b'K');
-static GRAPH: Table<(RoomNumber, StateNumber), GraphRow> =
+pub(super) static GRAPH: Table<(RoomNumber, StateNumber), GraphRow> =
     Table::new("state_graph", Family::State, b'g');
 static STATE_IDS: Table<(RoomNumber, StateNumber), EventHash> =
     Table::new("state_ids", Family::State, b'i');
-static NODES: Table<(RoomNumber, NodeNumber), Node> =
+pub(super) static NODES: Table<(RoomNumber, NodeNumber), Node> =
     Table::new("state_nodes", Family::State, b'n');
-static ROOTS: Table<(RoomNumber, RootNumber), RootRow> =
+pub(super) static ROOTS: Table<(RoomNumber, RootNumber), RootRow> =
     Table::new("state_roots", Family::State, b'r');
 
 /// A (type, state key) pair.
@@ -430,7 +430,7 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, hash
 }
 
 impl Rooms {
-    fn source<'a>(&'a self, snapshot: &'a Snapshot, room: RoomNumber) -> Source<'a> {
+    pub(super) fn source<'a>(&'a self, snapshot: &'a Snapshot, room: RoomNumber) -> Source<'a> {
         Source {
             rooms: self,
             room,

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     accounts::Settings,
-    storage::{Order, Store},
+    storage::{Batch, Order, Store},
     telemetry::Metrics,
 };
 
@@ -72,6 +72,7 @@ fn message(sender: &UserId, body: &str) -> NewEvent {
 
 fn bodies(rooms: &Rooms, room: RoomNumber) -> Vec<String> {
     let snapshot = rooms.store.snapshot().unwrap();
+    assert_eq!(rooms.verify(&snapshot, room).unwrap(), []);
     let page = rooms
         .timeline(&snapshot, room, i64::MIN, Order::Forward, 10_000)
         .unwrap();
@@ -307,6 +308,39 @@ async fn a_position_leads_to_the_newest_event_that_was_visible_then() {
         rooms.index_at(&snapshot, room, Position(0)).unwrap(),
         i64::MIN
     );
+}
+
+#[tokio::test]
+async fn the_checker_finds_rows_that_contradict_each_other() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PublicChat, RoomVersionId::V12))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    rooms
+        .send(&room_id, message(&alice(), "one"))
+        .await
+        .unwrap();
+    let last = EventNumber(rooms.published(room).unwrap().head.next_event - 1);
+    let found = async |batch: Batch| {
+        rooms.store.submit(batch).await.unwrap();
+        let found = rooms
+            .verify(&rooms.store.snapshot().unwrap(), room)
+            .unwrap();
+        found
+            .into_iter()
+            .map(|violation| violation.invariant)
+            .collect::<Vec<_>>()
+    };
+    assert!(found(Batch::new()).await.is_empty());
+
+    let mut batch = Batch::new();
+    batch.delete(&event::BODIES, &(room, last));
+    assert_eq!(found(batch).await, ["I1"]);
+    let mut batch = Batch::new();
+    batch.delete(&event::METAS, &(room, last));
+    assert_eq!(found(batch).await, ["I7", "I6", "I10"]);
 }
 
 #[test]

@@ -72,6 +72,15 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
     );
 }
 
+/// Every row of a timeline, in order.
+pub(super) fn rows(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+) -> impl Iterator<Item = Result<(i64, TimelineRow), Error>> {
+    let rows = snapshot.scan(TIMELINE.prefix(&(room,)), Order::Forward);
+    rows.map(|row| Ok(row.map(|((_, Index(index)), row)| (index, row))?))
+}
+
 /// An event with its place.
 #[derive(Clone, Debug)]
 pub struct Placed {

@@ -143,7 +143,12 @@ impl SyncHistogram<'_> {
             .chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(self.0.counts).collect();
         let count = self.0.counts.iter().sum();
-        encoder.encode_histogram::<[(&str, &str); 0]>(self.0.sum_us as f64 / 1e6, count, &buckets, None)
+        encoder.encode_histogram::<[(&str, &str); 0]>(
+            self.0.sum_us as f64 / 1e6,
+            count,
+            &buckets,
+            None,
+        )
     }
 }
 

@@ -9,9 +9,9 @@ use ruma::{
     api::{
         IncomingRequest, Metadata,
         client::push::{
-        PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
-        get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
-        set_pushrule_enabled,
+            PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
+            get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
+            set_pushrule_enabled,
         },
         error::DeserializationError,
     },
@@ -128,12 +128,21 @@ impl IncomingRequest for SetPushRule {
             true => Map::new(),
             false => serde_json::from_slice(request.body())?,
         };
-        body.entry("conditions").or_insert_with(|| Value::Array(Vec::new()));
+        body.entry("conditions")
+            .or_insert_with(|| Value::Array(Vec::new()));
         let body = serde_json::to_vec(&body)?;
         let request = request.map(|_| body.as_slice());
-        let set_pushrule::v3::Request { rule, after, before, .. } =
-            set_pushrule::v3::Request::try_from_http_request_inner(request, path_args)?;
-        Ok(Self(PushRuleChange::Put { rule, after, before }))
+        let set_pushrule::v3::Request {
+            rule,
+            after,
+            before,
+            ..
+        } = set_pushrule::v3::Request::try_from_http_request_inner(request, path_args)?;
+        Ok(Self(PushRuleChange::Put {
+            rule,
+            after,
+            before,
+        }))
     }
 }
 

@@ -96,9 +96,13 @@ fn malformed() -> Error {
 
 /// The first value of `name` in a form or a query; nothing if it cannot be read.
 pub(super) fn form_value(text: &str, name: &str) -> Option<String> {
-    let fields = text.split('&').map(|field| field.split_once('=').unwrap_or((field, "")));
+    let fields = text
+        .split('&')
+        .map(|field| field.split_once('=').unwrap_or((field, "")));
     let value = fields.into_iter().find(|(field, _)| *field == name)?.1;
-    percent_decode(&value.replace('+', " ")).ok().map(Cow::into_owned)
+    percent_decode(&value.replace('+', " "))
+        .ok()
+        .map(Cow::into_owned)
 }
 
 #[cfg(test)]

@@ -1,0 +1,519 @@
+//! The checker: whether the rows of a room agree with each other. Run by `hearth db check`, and by tests after crashes.
+//!
+//! The numbers of the findings are those of engine.md section 18.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+};
+
+use super::{
+    Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent, TypeNumber,
+    event::{BODIES, Body, EVENT_IDS, METAS, flag, id_of},
+    membership, membership_of,
+    state::{self, GraphRow, StateKey},
+    timeline,
+};
+use crate::{
+    accounts::UserNumber,
+    events::{
+        EventNumber, Fingerprint, NodeNumber, Pdu, RootNumber, StateKeyNumber, StateNumber,
+        canonical,
+        trie::{self, Node},
+    },
+    storage::{Order, Snapshot},
+};
+
+/// Rows that contradict each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub room: RoomNumber,
+    /// `I1` to `I22`.
+    pub invariant: &'static str,
+    pub text: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "room {}: {}: {}",
+            self.room.0, self.invariant, self.text
+        )
+    }
+}
+
+/// Findings in one room before the check of it ends: one fault often shows in many rows.
+const MAX_FINDINGS: usize = 100;
+
+impl Rooms {
+    /// Checks every row of a room against the others. Empty if all is well. Blocks, and reads the whole room.
+    ///
+    /// # Errors
+    /// If a row cannot be read or decoded.
+    pub fn verify(&self, snapshot: &Snapshot, room: RoomNumber) -> Result<Vec<Violation>, Error> {
+        let Some(storage_head) = snapshot.get(&super::head::HEADS, &(room,))? else {
+            return Ok(Vec::new());
+        };
+        let mut check = Check::load(self, snapshot, room, storage_head.1)?;
+        check.events()?;
+        check.graph();
+        check.states()?;
+        check.extremities();
+        check.members()?;
+        check.timeline()?;
+        Ok(check.found)
+    }
+}
+
+/// The rows of a room and what was found wrong with them.
+struct Check<'a> {
+    rooms: &'a Rooms,
+    snapshot: &'a Snapshot,
+    room: RoomNumber,
+    head: HeadRow,
+    metas: BTreeMap<EventNumber, EventMeta>,
+    graph: BTreeMap<StateNumber, GraphRow>,
+    keys: BTreeMap<StateKeyNumber, StateKey>,
+    nodes: HashMap<NodeNumber, Node>,
+    roots: BTreeMap<RootNumber, RootRow>,
+    found: Vec<Violation>,
+}
+
+impl<'a> Check<'a> {
+    fn load(
+        rooms: &'a Rooms,
+        snapshot: &'a Snapshot,
+        room: RoomNumber,
+        head: HeadRow,
+    ) -> Result<Self, Error> {
+        let mut check = Self {
+            rooms,
+            snapshot,
+            room,
+            head,
+            metas: BTreeMap::new(),
+            graph: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            nodes: HashMap::new(),
+            roots: BTreeMap::new(),
+            found: Vec::new(),
+        };
+        for row in snapshot.scan(METAS.prefix(&(room,)), Order::Forward) {
+            let ((_, event), meta) = row?;
+            check.metas.insert(event, meta);
+        }
+        for row in snapshot.scan(state::GRAPH.prefix(&(room,)), Order::Forward) {
+            let ((_, number), row) = row?;
+            check.graph.insert(number, row);
+        }
+        for row in snapshot.scan(state::KEYS.prefix(&(room,)), Order::Forward) {
+            let ((_, number), key) = row?;
+            check.keys.insert(number, key);
+        }
+        for row in snapshot.scan(state::NODES.prefix(&(room,)), Order::Forward) {
+            let ((_, number), node) = row?;
+            check.nodes.insert(number, node);
+        }
+        for row in snapshot.scan(state::ROOTS.prefix(&(room,)), Order::Forward) {
+            let ((_, number), root) = row?;
+            check.roots.insert(number, root);
+        }
+        Ok(check)
+    }
+
+    fn report(&mut self, invariant: &'static str, text: String) {
+        if self.found.len() < MAX_FINDINGS {
+            self.found.push(Violation {
+                room: self.room,
+                invariant,
+                text,
+            });
+        }
+    }
+
+    /// I1 and I18: bodies, IDs and metadata belong together.
+    fn events(&mut self) -> Result<(), Error> {
+        let numbers: Vec<_> = self.metas.keys().copied().collect();
+        for number in numbers {
+            let Some(meta) = self.metas.get(&number) else {
+                continue;
+            };
+            let without_body = meta.has(flag::STUB | flag::PURGED);
+            let Some(body) = self.snapshot.get(&BODIES, &(self.room, number))? else {
+                self.report("I1", format!("event {} has no body", number.0));
+                continue;
+            };
+            let place = self.snapshot.get(&EVENT_IDS, &(body.hash,))?;
+            if place.is_none_or(|place| place.room != self.room || place.event != number) {
+                self.report(
+                    "I1",
+                    format!("{} does not lead to event {}", id_of(&body.hash), number.0),
+                );
+            }
+            if !without_body {
+                self.body(number, &body);
+            }
+        }
+        Ok(())
+    }
+
+    fn body(&mut self, number: EventNumber, body: &Body) {
+        match canonical::parse(&body.json) {
+            Ok(object) if canonical::to_vec(&object) == body.json => {}
+            _ => self.report("I18", format!("event {} is not canonical JSON", number.0)),
+        }
+        let hash = Pdu::from_stored(id_of(&body.hash), body.json.clone(), false);
+        if hash.is_err() {
+            self.report("I1", format!("the body of event {} is no event", number.0));
+        }
+    }
+
+    /// I2: the auth graph is total and grows upwards.
+    fn graph(&mut self) {
+        let mut found = Vec::new();
+        for (number, row) in &self.graph {
+            for parent in &row.parents {
+                if parent >= number || !self.graph.contains_key(parent) {
+                    found.push(format!("state {} has the parent {}", number.0, parent.0));
+                }
+            }
+            let own = self.metas.get(&row.event).and_then(|meta| meta.state);
+            if own != Some(*number) {
+                found.push(format!(
+                    "state {} is event {}, which says {own:?}",
+                    number.0, row.event.0
+                ));
+            }
+            if !self.keys.contains_key(&row.key) {
+                found.push(format!(
+                    "state {} has the unknown key {}",
+                    number.0, row.key.0
+                ));
+            }
+        }
+        for (event, meta) in &self.metas {
+            let numbered = meta.state.is_some();
+            let counts = meta.has(flag::STATE) && !meta.has(flag::REJECTED_BY_AUTH_EVENTS);
+            if numbered != counts {
+                found.push(format!(
+                    "event {} is state: {counts}, has a number: {numbered}",
+                    event.0
+                ));
+            }
+        }
+        for text in found {
+            self.report("I2", text);
+        }
+    }
+
+    /// I3, I5 and I6: states recompute, and follow from each other by their events.
+    fn states(&mut self) -> Result<(), Error> {
+        let numbers: Vec<_> = self.roots.keys().copied().collect();
+        for number in numbers {
+            let root = self.roots.get(&number).copied().unwrap_or_default();
+            for node in [root.core, root.members] {
+                if node != trie::EMPTY && !self.nodes.contains_key(&node) {
+                    self.report(
+                        "I3",
+                        format!("state {} lacks the node {}", number.0, node.0),
+                    );
+                    return Ok(());
+                }
+            }
+        }
+        self.recompute(self.head.root)?;
+        let steps: Vec<_> = self
+            .metas
+            .iter()
+            .filter(|(_, meta)| !meta.has(flag::STUB | flag::OUTLIER | flag::PURGED))
+            .map(|(event, meta)| (*event, meta.root_before, meta.root_after, meta.state))
+            .collect();
+        for (event, before, after, state) in steps {
+            self.step(event, (before, after), state)?;
+        }
+        Ok(())
+    }
+
+    /// The state after an event is that before it with the event in its place, or the same.
+    fn step(
+        &mut self,
+        event: EventNumber,
+        (before, after): (RootNumber, RootNumber),
+        state: Option<StateNumber>,
+    ) -> Result<(), Error> {
+        if before == after {
+            return Ok(());
+        }
+        let row = state.and_then(|state| self.graph.get(&state).map(|row| (state, row.key)));
+        let Some((state, key)) = row else {
+            self.report(
+                "I5",
+                format!("event {} is no state event but changes the state", event.0),
+            );
+            return Ok(());
+        };
+        let source = self.rooms.source(self.snapshot, self.room);
+        let (before, after) = (source.root(before)?, source.root(after)?);
+        let mut changes = trie::diff(&source, before.core, after.core)?;
+        changes.extend(trie::diff(&source, before.members, after.members)?);
+        let is_own = changes.len() == 1
+            && changes
+                .first()
+                .is_some_and(|change| change.key == key && change.after == Some(state));
+        if !is_own {
+            self.report(
+                "I5",
+                format!(
+                    "event {} changes {} keys of the state",
+                    event.0,
+                    changes.len()
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    /// Counts and fingerprint of a state.
+    fn recompute(&mut self, number: RootNumber) -> Result<(), Error> {
+        let source = self.rooms.source(self.snapshot, self.room);
+        let stored = source.root(number)?;
+        let mut counted = RootRow {
+            core: stored.core,
+            members: stored.members,
+            ..RootRow::default()
+        };
+        for event in self.rooms.core_state(self.snapshot, self.room, number)? {
+            counted.core_count += 1;
+            counted.fingerprint = counted.fingerprint.with(self.entry(&event));
+        }
+        for event in self.rooms.member_state(self.snapshot, self.room, number)? {
+            counted.member_count += 1;
+            counted.fingerprint = counted.fingerprint.with(self.entry(&event));
+            match Class::of(&membership_of(&event)) {
+                Class::Join => counted.joined += 1,
+                Class::Invite => counted.invited += 1,
+                Class::Knock | Class::Leave | Class::Ban => {}
+            }
+        }
+        if counted != stored {
+            self.report(
+                "I3",
+                format!("state {} is {stored:?} but counts {counted:?}", number.0),
+            );
+        }
+        Ok(())
+    }
+
+    fn entry(&self, event: &StoredEvent) -> Fingerprint {
+        let event_type = event.pdu.event_type.to_string().into();
+        let key = event.pdu.state_key.as_deref().unwrap_or_default();
+        self.rooms
+            .fingerprint_key
+            .entry(&event_type, key, &event.pdu.event_id)
+    }
+
+    /// I6 and I7: the extremities are what no accepted event cites, and give the current state.
+    fn extremities(&mut self) {
+        let mut ends: BTreeSet<EventNumber> = BTreeSet::new();
+        let mut cited: BTreeSet<EventNumber> = BTreeSet::new();
+        for (event, meta) in self.metas.iter().filter(|(_, meta)| is_accepted(meta)) {
+            ends.insert(*event);
+            cited.extend(&meta.prev_events);
+        }
+        let ends: Vec<_> = ends.difference(&cited).copied().collect();
+        let mut stored = self.head.extremities.clone();
+        stored.sort_unstable();
+        if ends != stored {
+            self.report(
+                "I7",
+                format!("the extremities are {stored:?}, but {ends:?} are cited by none"),
+            );
+        }
+        if let [only] = stored.as_slice() {
+            let after = self.metas.get(only).map(|meta| meta.root_after);
+            if after != Some(self.head.root) {
+                self.report(
+                    "I6",
+                    format!(
+                        "the current state is {:?}, that of the end {after:?}",
+                        self.head.root
+                    ),
+                );
+            }
+        }
+    }
+
+    /// I8 and I9: memberships by room, by user and by server are those of the current state.
+    fn members(&mut self) -> Result<(), Error> {
+        let mut wanted: BTreeMap<UserNumber, (Class, EventNumber)> = BTreeMap::new();
+        let mut servers: BTreeMap<String, i64> = BTreeMap::new();
+        let mut local = 0;
+        for event in self
+            .rooms
+            .member_state(self.snapshot, self.room, self.head.root)?
+        {
+            let Some(Ok(user)) = event
+                .pdu
+                .state_key
+                .as_deref()
+                .map(<&ruma::UserId>::try_from)
+            else {
+                continue;
+            };
+            let class = Class::of(&membership_of(&event));
+            if class == Class::Join {
+                *servers.entry(user.server_name().to_string()).or_default() += 1;
+                local += u64::from(self.rooms.accounts.is_local(user));
+            }
+            match self.rooms.accounts.user_number(self.snapshot, user)? {
+                Some(number) => {
+                    wanted.insert(number, (class, event.number));
+                }
+                None => self.report("I8", format!("{user} has no number")),
+            }
+        }
+        let mut stored = BTreeMap::new();
+        for class in Class::ALL {
+            for (user, _, row) in self
+                .rooms
+                .members(self.snapshot, self.room, class, usize::MAX)?
+            {
+                if stored.insert(user, (class, row.event)).is_some() {
+                    self.report("I8", format!("user {} has two memberships", user.0));
+                }
+            }
+        }
+        if stored != wanted {
+            let differ = stored
+                .iter()
+                .filter(|(user, row)| wanted.get(user) != Some(row))
+                .count();
+            self.report(
+                "I8",
+                format!(
+                    "{differ} of {} memberships differ from the current state",
+                    wanted.len()
+                ),
+            );
+        }
+        self.by_user(&wanted)?;
+        let joined = servers.values().sum::<i64>().unsigned_abs();
+        if (joined, local) != (self.head.joined, self.head.local) {
+            let (joined_said, local_said) = (self.head.joined, self.head.local);
+            let text = format!(
+                "{joined} joined, {local} local; the head says {joined_said} and {local_said}"
+            );
+            self.report("I9", text);
+        }
+        let mut counted = BTreeMap::new();
+        for (server, joined) in membership::server_counts(self.snapshot, self.room)? {
+            let name = self
+                .rooms
+                .server_name(server)
+                .map(|name| name.to_string())
+                .unwrap_or_default();
+            if joined != 0 {
+                counted.insert(name, joined);
+            }
+        }
+        if counted != servers {
+            self.report(
+                "I9",
+                format!("servers are counted as {counted:?}, but are {servers:?}"),
+            );
+        }
+        Ok(())
+    }
+
+    /// The rows by user of the local users.
+    fn by_user(
+        &mut self,
+        wanted: &BTreeMap<UserNumber, (Class, EventNumber)>,
+    ) -> Result<(), Error> {
+        for (user, (class, event)) in wanted {
+            let id = self.rooms.accounts.user_id(self.snapshot, *user)?;
+            if !self.rooms.accounts.is_local(&id) {
+                continue;
+            }
+            let rows = membership::rows_of(self.snapshot, *user, self.room)?;
+            if rows != [(*class, *event)] {
+                self.report("I8", format!("{id} is {class:?} but listed as {rows:?}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// I10, I11 and I12: the timeline is an order of the graph in which positions and ordinals never fall.
+    fn timeline(&mut self) -> Result<(), Error> {
+        let mut last_position = 0;
+        let mut last_ordinals = (0, 0);
+        let mut before: BTreeSet<EventNumber> = BTreeSet::new();
+        let mut found = Vec::new();
+        for row in timeline::rows(self.snapshot, self.room) {
+            let (index, row) = row?;
+            let Some(meta) = self.metas.get(&row.event) else {
+                found.push((
+                    "I10",
+                    format!("index {index} has the unknown event {}", row.event.0),
+                ));
+                continue;
+            };
+            if meta.index != index || meta.position != row.position {
+                found.push((
+                    "I10",
+                    format!("event {} is not where its metadata says", row.event.0),
+                ));
+            }
+            let is_after = |event: &&EventNumber| {
+                let visible = self.metas.get(event).is_some_and(EventMeta::is_visible);
+                visible && !before.contains(event)
+            };
+            if let Some(event) = meta.prev_events.iter().find(is_after) {
+                found.push((
+                    "I10",
+                    format!(
+                        "event {} stands before its prev event {}",
+                        row.event.0, event.0
+                    ),
+                ));
+            }
+            before.insert(row.event);
+            if row.position.0 != 0 {
+                if row.position.0 < last_position {
+                    found.push(("I11", format!("the position falls at index {index}")));
+                }
+                if meta.ord_all < last_ordinals.0 || meta.ord_room < last_ordinals.1 {
+                    found.push(("I12", format!("the ordinals fall at index {index}")));
+                }
+                last_position = row.position.0;
+                last_ordinals = (meta.ord_all, meta.ord_room);
+            }
+        }
+        let visible = self.metas.values().filter(|meta| meta.is_visible()).count();
+        if visible != before.len() {
+            found.push((
+                "I10",
+                format!(
+                    "{visible} events are visible, {} are in the timeline",
+                    before.len()
+                ),
+            ));
+        }
+        for (invariant, text) in found {
+            self.report(invariant, text);
+        }
+        Ok(())
+    }
+}
+
+/// Whether an event may be a forward extremity.
+fn is_accepted(meta: &EventMeta) -> bool {
+    !meta.has(
+        flag::OUTLIER
+            | flag::STUB
+            | flag::REJECTED_BY_AUTH_EVENTS
+            | flag::REJECTED_BY_STATE
+            | flag::SOFT_FAILED,
+    ) && (meta.position.0 != 0 || meta.event_type == TypeNumber::CREATE)
+}
