@@ -57,10 +57,27 @@ fn stats(store: &Store) -> Value {
 }
 
 async fn check(server: &Server) -> Result<Value, Error> {
-    let rows = blocking(&server.store, Store::check_integrity).await;
-    match rows {
-        Ok(rows) => Ok(json!({ "rows": rows, "problems": 0 })),
-        Err(error) => Err(Error::Problems(vec![error.to_string()])),
+    let rows = blocking(&server.store, Store::check_integrity)
+        .await
+        .map_err(|error| Error::Problems(vec![error.to_string()]))?;
+    let mut problems = Vec::new();
+    let rooms = server.rooms.all();
+    for room in &rooms {
+        // A snapshot of its own for each room: none may live long.
+        let (rooms, room) = (server.rooms.clone(), *room);
+        let found = server
+            .store
+            .read(move |snapshot| rooms.verify(snapshot, room))
+            .await;
+        match found {
+            Ok(found) => problems.extend(found.iter().map(ToString::to_string)),
+            Err(error) => problems.push(format!("room {}: {error}", room.0)),
+        }
+    }
+    if problems.is_empty() {
+        Ok(json!({ "rows": rows, "rooms": rooms.len(), "problems": 0 }))
+    } else {
+        Err(Error::Problems(problems))
     }
 }
 
