@@ -24,6 +24,8 @@ mod watch;
 
 #[cfg(test)]
 mod engine_suite;
+#[cfg(test)]
+mod faults;
 
 use std::{
     path::Path,

@@ -116,8 +116,8 @@ impl Batch {
 
     pub fn delete_range<K: TableKey, V: Record>(&mut self, range: TableRange<K, V>) {
         if range.start < range.end {
-            let key = self.write(|buffer| buffer.extend_from_slice(&range.start));
-            let value = self.write(|buffer| buffer.extend_from_slice(&range.end));
+            let key = self.write(|buffer| buffer.extend(range.start));
+            let value = self.write(|buffer| buffer.extend(range.end));
             self.ops.push(Op {
                 kind: Kind::DeleteRange,
                 family: range.family,

@@ -230,7 +230,8 @@ impl Trimmer {
         batch: &mut Batch,
     ) -> Result<()> {
         let hour = u32::try_from(now_ms / HOUR_MS).unwrap_or(u32::MAX);
-        if hour <= self.hour {
+        // A clock that is set back starts its hours anew.
+        if hour == self.hour {
             return Ok(());
         }
         self.hour = hour;

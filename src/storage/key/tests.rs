@@ -61,8 +61,8 @@ proptest! {
 
     #[test]
     fn no_bytes_make_decoding_panic(bytes: Vec<u8>) {
-        let _ = <(Text, u32, Index, Millis48, [u8; 3])>::decode(&bytes);
-        let _ = <(String,)>::decode(&bytes);
+        drop(<(Text, u32, Index, Millis48, [u8; 3])>::decode(&bytes));
+        drop(<(String,)>::decode(&bytes));
     }
 
     #[test]

@@ -52,3 +52,8 @@ fn unknown_schemas_are_refused() {
     }
     run(&engine, SCHEMA).unwrap();
 }
+
+#[test]
+fn the_schema_is_that_after_the_last_step() {
+    assert_eq!(usize::try_from(SCHEMA - FIRST_SCHEMA).unwrap(), STEPS.len());
+}

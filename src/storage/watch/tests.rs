@@ -1,4 +1,5 @@
 //! Tests of waiting.
+#![allow(clippy::disallowed_methods, reason = "tests start tasks as they like")]
 
 use futures_util::FutureExt;
 
