@@ -343,21 +343,40 @@ impl Fork {
         event["auth_events"] = json!(auth_events);
 
         let event = Arc::new(parse(&event));
+        self.accept(branch, &event)?;
+        self.events.push(Arc::clone(&event));
+        Some(event)
+    }
+
+    /// Makes an event part of a branch, if it is allowed there.
+    fn accept(&mut self, branch: usize, event: &Arc<Pdu>) -> Option<()> {
+        let state = &mut self.branches[branch];
         let fetch = |event_type: &StateEventType, state_key: &str| {
             state
                 .get(&(event_type.clone(), state_key.to_owned()))
                 .cloned()
         };
-        auth::check(authorization, &event, fetch).ok()?;
-        self.events.push(Arc::clone(&event));
-        self.branches[branch].insert(key(&event), Arc::clone(&event));
-        Some(event)
+        auth::check(&rules(&self.version).authorization, event, fetch).ok()?;
+        state.insert(key(event), Arc::clone(event));
+        Some(())
+    }
+
+    /// One server hears of an event of another, but not of all before it.
+    fn gossip(&mut self) {
+        let [from, to] = [(); 2].map(|()| self.random.random_range(0..self.branches.len()));
+        let heard = self.random.random_range(0..self.branches[from].len());
+        let mut events: Vec<_> = self.branches[from].values().cloned().collect();
+        events.sort_by(|one, other| one.event_id.cmp(&other.event_id));
+        self.accept(to, &events[heard]);
     }
 
     fn step(&mut self) {
         if self.branches.len() < 4 && self.random.random_ratio(1, 8) {
             let copied = self.random.random_range(0..self.branches.len());
             self.branches.push(self.branches[copied].clone());
+        }
+        if self.random.random_ratio(1, 3) {
+            return self.gossip();
         }
         let branch = self.random.random_range(0..self.branches.len());
         let sender = self.random.random_range(0..USERS);

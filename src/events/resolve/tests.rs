@@ -138,4 +138,14 @@ fn base_keys_are_those_of_the_events_and_of_their_rules() {
         (StateEventType::RoomMember, BOB.to_owned()),
     ];
     assert_eq!(keys, expected.into());
+
+    // Old join rules in the difference must not replace those that all states have.
+    let join_rules = event(
+        &["$rules"],
+        "m.room.join_rules",
+        [ALICE, ""],
+        &json!({ "join_rule": "public" }),
+    );
+    let keys = base_keys(&rules.authorization, [&*join_rules]);
+    assert!(keys.contains(&(StateEventType::RoomJoinRules, String::new())));
 }
