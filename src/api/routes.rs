@@ -342,3 +342,6 @@ fn require_object(body: &[u8]) -> Result<(), Error> {
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,18 +114,85 @@ async fn health_and_metrics_are_served() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_json_object_is_told_from_one_with_wrong_content() {
+async fn a_body_that_cannot_be_read_is_told_apart_from_one_that_says_nonsense() {
     let server = TestServer::start().await;
-    let bodies: [(&[u8], &str); 5] = [
-        (b"{\"username\":", "M_NOT_JSON"),
-        (b"{\"nobody reads\": \"a\x81\"}", "M_NOT_JSON"),
-        (b"NaN", "M_NOT_JSON"),
-        (b"\"text\"", "M_BAD_JSON"),
-        (b"{\"username\": 7}", "M_BAD_JSON"),
-    ];
-    for (body, code) in bodies {
-        let url = format!("{}/_matrix/client/v3/register", server.base);
-        let request = server.http.post(url).body(body.to_vec());
-        server.send(request).await.fails(400, code);
+    let post = |path: &'static str, body: &'static [u8]| {
+        let request = server
+            .http
+            .post(format!("{}{path}", server.base))
+            .body(body);
+        server.send(request)
+    };
+    let login = "/_matrix/client/v3/login";
+    for broken in [
+        "{",
+        "{\"type\": 5",
+        "nonsense",
+        "{\"a\":1}}",
+        "{\"type\":\"m.login.password\",}",
+    ] {
+        post(login, broken.as_bytes())
+            .await
+            .fails(400, "M_NOT_JSON");
     }
+    post(login, b"{\"nobody reads\": \"a\x81\"}")
+        .await
+        .fails(400, "M_NOT_JSON");
+    post(login, b"{\"type\":\"\xff\"}")
+        .await
+        .fails(400, "M_NOT_JSON");
+    for nonsense in ["[]", "5", "null", "\"text\"", "{\"type\": 5}", "{}"] {
+        post(login, nonsense.as_bytes())
+            .await
+            .fails(400, "M_BAD_JSON");
+    }
+}
+
+#[tokio::test]
+async fn a_path_or_query_that_says_nonsense_is_an_invalid_parameter() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    for path in [
+        "/_matrix/client/v3/profile/nobody",
+        "/_matrix/client/v3/profile/%ff",
+        "/_matrix/client/v3/user/nobody/filter/1",
+    ] {
+        alice.get(path).await.fails(400, "M_INVALID_PARAM");
+    }
+    server
+        .get("/_matrix/client/v3/register/available")
+        .await
+        .fails(400, "M_MISSING_PARAM");
+}
+
+#[tokio::test]
+async fn an_access_token_comes_in_the_header_or_in_the_query() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let whoami = "/_matrix/client/v3/account/whoami";
+    assert_eq!(alice.get(whoami).await.ok()["user_id"], alice.id);
+    let in_query = server
+        .get(&format!("{whoami}?access_token={}", alice.token))
+        .await;
+    assert_eq!(in_query.ok()["user_id"], alice.id);
+    server.get(whoami).await.fails(401, "M_MISSING_TOKEN");
+    let unknown = server.get(&format!("{whoami}?access_token=nonsense")).await;
+    unknown.fails(401, "M_UNKNOWN_TOKEN");
+    assert_eq!(unknown.json()["soft_logout"], false);
+    let basic = server
+        .http
+        .get(format!("{}{whoami}", server.base))
+        .basic_auth("alice", Some("secret"));
+    server.send(basic).await.fails(401, "M_MISSING_TOKEN");
+}
+
+#[tokio::test]
+async fn old_clients_find_everything_under_r0() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    assert_eq!(
+        alice.get("/_matrix/client/r0/account/whoami").await.ok()["user_id"],
+        alice.id
+    );
+    assert_eq!(alice.get("/_matrix/client/r0/login").await.status, 200);
 }
