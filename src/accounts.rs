@@ -190,15 +190,10 @@ impl Accounts {
     }
 }
 
-/// Kinds of log entries that this module writes.
-struct LogKind;
-
-impl LogKind {
-    /// User u32, room u32 (0: no room).
-    const ACCOUNT_DATA: u8 = 4;
-    /// User u32: the profile changed, and members' events of the user's rooms must follow.
-    const PROFILE: u8 = 12;
-}
+/// Kind of the log entry of changed account data: user u32, room u32 (0: no room).
+const ACCOUNT_DATA_CHANGED: u8 = 4;
+/// Kind of the log entry of a changed profile or an ended account: user u32. The user's rooms must follow.
+pub const PROFILE_CHANGED: u8 = 12;
 
 /// The number of a user, local or remote, in keys. Given out once, never reused.
 #[derive(

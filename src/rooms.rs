@@ -14,6 +14,7 @@ pub mod identity;
 mod member;
 mod membership;
 mod numbers;
+mod profile;
 mod redact;
 mod relations;
 mod send;
@@ -22,6 +23,7 @@ mod timeline;
 mod unread;
 mod verify;
 mod visibility;
+mod visible_users;
 mod writer;
 
 use std::{
@@ -48,6 +50,7 @@ pub use self::{
     timeline::{Placed, TimelineRow},
     verify::Violation,
     visibility::Sight,
+    visible_users::VisibleUsers,
     writer::RoomWriter,
 };
 use self::{cache::Cache, head::Head, numbers::Numbers, state::StateKey};

@@ -97,6 +97,14 @@ fn start_background(server: &Arc<Server>) {
     server
         .tasks
         .start("device sightings", Stage::Followers, write_sightings);
+    let rooms = server.rooms.clone();
+    let follow_profiles = move |stop: Stop| {
+        let rooms = rooms.clone();
+        async move { rooms.follow_profiles(stop).await }
+    };
+    server
+        .tasks
+        .start("profiles", Stage::Followers, follow_profiles);
 }
 
 impl Running {

@@ -12,7 +12,7 @@ use ruma::{OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Accounts, Error, LogKind, UserNumber};
+use super::{ACCOUNT_DATA_CHANGED, Accounts, Error, UserNumber};
 use crate::storage::{
     Batch, Family, Order, Position, PositionAt, Raw, Record, Snapshot, Table, Text, Topic,
 };
@@ -201,7 +201,7 @@ impl Accounts {
         );
         let mut payload = user.0.to_be_bytes().to_vec();
         payload.extend_from_slice(&room.to_be_bytes());
-        batch.log(LogKind::ACCOUNT_DATA, &payload);
+        batch.log(ACCOUNT_DATA_CHANGED, &payload);
         batch.wake(Topic::User(user.0));
         self.forget_account_data(batch, user, event_type);
         Ok(())

@@ -53,13 +53,16 @@ pub struct Found {
 impl Accounts {
     /// Users whose display name or ID has `term` in it and who are `visible`, the best first; at most `limit`, and whether
     /// there are more.
-    pub fn search_users(
+    ///
+    /// # Errors
+    /// Those of `visible`.
+    pub fn search_users<E: From<Error>>(
         &self,
         snapshot: &Snapshot,
         term: &str,
         limit: usize,
-        mut visible: impl FnMut(UserNumber) -> Result<bool, Error>,
-    ) -> Result<(Vec<Found>, bool), Error> {
+        mut visible: impl FnMut(UserNumber) -> Result<bool, E>,
+    ) -> Result<(Vec<Found>, bool), E> {
         let mut found = Vec::new();
         for number in self.fitting(snapshot, &term.trim().to_lowercase())? {
             if !visible(number)? {

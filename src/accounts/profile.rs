@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Accounts, Error, LogKind, UserNumber};
+use super::{Accounts, Error, PROFILE_CHANGED, UserNumber};
 use crate::storage::{Batch, Family, Record, Snapshot, Table, Topic};
 
 static PROFILES: Table<(UserNumber,), Profile> = Table::new("profiles", Family::Users, b'P');
@@ -126,7 +126,7 @@ impl Accounts {
 }
 
 fn note_change(batch: &mut Batch, user: UserNumber) {
-    batch.log(LogKind::PROFILE, &user.0.to_be_bytes());
+    batch.log(PROFILE_CHANGED, &user.0.to_be_bytes());
     batch.wake(Topic::User(user.0));
 }
 
@@ -144,9 +144,9 @@ fn check_field(name: &str, value: Option<&Value>) -> Result<(), Error> {
                 "The display name must be a text of at most 256 characters",
             ));
         }
-        (AVATAR_URL, Some(Value::String(text))) if is_avatar_url(text) => {}
+        (AVATAR_URL, Some(Value::String(text))) if text.len() <= MAX_AVATAR_URL_BYTES => {}
         (AVATAR_URL, Some(_)) => {
-            return Err(Error::InvalidProfile("The avatar must be an mxc:// URI"));
+            return Err(Error::InvalidProfile("The avatar must be a URI of at most 1000 bytes"));
         }
         _ => {}
     }
@@ -160,7 +160,3 @@ fn check_field(name: &str, value: Option<&Value>) -> Result<(), Error> {
     }
 }
 
-/// The empty text is how clients before `DELETE` took the avatar away.
-fn is_avatar_url(text: &str) -> bool {
-    text.is_empty() || (text.starts_with("mxc://") && text.len() <= MAX_AVATAR_URL_BYTES)
-}

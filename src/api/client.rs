@@ -14,7 +14,9 @@ mod redact;
 mod room;
 mod session;
 mod state;
+mod tag;
 mod uiaa;
+mod user_directory;
 
 use ruma::{OwnedEventId, RoomId, UserId};
 
@@ -37,6 +39,8 @@ pub(super) fn routes() -> Routes {
         .join(config::routes())
         .join(push::routes())
         .join(capabilities::routes())
+        .join(tag::routes())
+        .join(user_directory::routes())
         .join(room::routes())
         .join(membership::routes())
         .join(message::routes())
@@ -88,4 +92,10 @@ async fn send(server: &Server, room_id: &RoomId, event: NewEvent) -> Result<Owne
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// The number of a room that this server has heard of.
+fn room_number(server: &Server, room_id: &RoomId) -> Result<RoomNumber, Error> {
+    let number = server.rooms.number(room_id);
+    number.ok_or_else(|| Error::not_found("The room is not known"))
 }

@@ -5,6 +5,7 @@ mod accounts;
 mod command_line;
 mod harness;
 mod layers;
+mod people_in_rooms;
 mod profile;
 mod requests;
 mod resolution;

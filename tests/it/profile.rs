@@ -102,7 +102,7 @@ async fn fields_that_are_wrong_or_too_large_are_refused() {
     put("displayname", json!({ "displayname": "x".repeat(257) }))
         .await
         .fails(400, "M_INVALID_PARAM");
-    put("avatar_url", json!({ "avatar_url": "https://example.org" }))
+    put("avatar_url", json!({ "avatar_url": ["mxc://a/b"] }))
         .await
         .fails(400, "M_INVALID_PARAM");
     put("displayname", json!({ "name": "A" }))

@@ -23,7 +23,7 @@ pub(super) fn routes() -> Routes {
 
 /// Every capability is said, also those with the value that clients would assume: some look whether it is there.
 async fn get_capabilities(
-    _server: Arc<Server>,
+    server: Arc<Server>,
     _session: Arc<Session>,
     _request: get_capabilities::v3::Request,
 ) -> Result<RawJson, Error> {
@@ -31,7 +31,7 @@ async fn get_capabilities(
         .iter()
         .map(|version| (version.as_str(), "stable"))
         .collect();
-    let default = "12";
+    let default = server.config.rooms.default_version.as_str();
     let capabilities = json!({
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": default, "available": available },

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use ruma::api::{
-    client::config::{get_global_account_data, set_global_account_data},
+    client::config::{get_global_account_data, get_room_account_data, set_global_account_data, set_room_account_data},
     error::ErrorCode,
 };
 use serde_json::value::RawValue;
@@ -27,6 +27,8 @@ pub(super) fn routes() -> Routes {
     Routes::default()
         .endpoint(get_global_account_data)
         .endpoint(set_global_account_data)
+        .endpoint(get_room_account_data)
+        .endpoint(set_room_account_data)
 }
 
 async fn get_global_account_data(
@@ -63,6 +65,30 @@ async fn set_global_account_data(
         .set_account_data(session.user_number, GLOBAL, &event_type, &content)
         .await?;
     Ok(set_global_account_data::v3::Response::new())
+}
+
+async fn get_room_account_data(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_room_account_data::v3::Request,
+) -> Result<RawJson, Error> {
+    super::require_self(&session, &request.user_id)?;
+    let room = super::room_number(&server, &request.room_id)?;
+    get(&server, session.user_number, room.0, request.event_type.to_string()).await
+}
+
+async fn set_room_account_data(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: set_room_account_data::v3::Request,
+) -> Result<set_room_account_data::v3::Response, Error> {
+    super::require_self(&session, &request.user_id)?;
+    let event_type = request.event_type.to_string();
+    check_writable(&event_type)?;
+    let room = super::room_number(&server, &request.room_id)?;
+    let content = request.data.into_json();
+    server.accounts.set_account_data(session.user_number, room.0, &event_type, &content).await?;
+    Ok(set_room_account_data::v3::Response::new())
 }
 
 async fn get(
