@@ -216,16 +216,18 @@ impl Store {
         let engine = Arc::new(engine);
         let view = engine.view();
         let trimmer = Trimmer::new(&view)?;
+        let counters = Arc::new(Counters::default());
         let shared = Arc::new(Shared {
             clock,
             queue: commit::Queue::default(),
             published: ArcSwap::from_pointee(Published {
                 position: facts.last,
                 view,
+                counters: Arc::clone(&counters),
             }),
             ring: Ring::new(facts.last),
             watch: Watch::new(),
-            counters: Counters::default(),
+            counters,
             on_failure,
         });
         let committer = Committer {
@@ -413,6 +415,7 @@ impl Store {
             commits: shared.counters.commits(),
             conflicts: shared.counters.conflicts(),
             groups: shared.counters.groups(),
+            reads: shared.counters.reads(),
             syncs: shared.counters.sync_times(),
             engine: self.inner.engine.stats(),
         }

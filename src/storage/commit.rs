@@ -354,6 +354,7 @@ impl Committer {
         self.shared.published.store(Arc::new(Published {
             position: last,
             view: self.engine.view(),
+            counters: Arc::clone(&self.shared.counters),
         }));
         topics.sort_unstable();
         topics.dedup();

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
+
 use super::*;
 
 static NUMBERS: Table<(u32, Text), String> = Table::new("numbers", Family::Users, b'1');
@@ -402,6 +404,27 @@ async fn preconditions_see_earlier_batches_of_their_group(store: Store) {
         store.snapshot().unwrap().get(&COUNTS, &(1,)).unwrap(),
         Some(Counter(7))
     );
+}
+
+async fn callers_wait_while_the_queue_is_full(store: Store) {
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let mut batch = Batch::new();
+    batch.put(&NEIGHBOR, &(1,), &1);
+    batch.on_publish(move |_position| held.recv().unwrap());
+    let mut commits = vec![store.submit(batch)];
+    store.has_room().await;
+    let value = "x".repeat(85_000);
+    while store.stats().queue_bytes < QUEUE_LIMIT_BYTES {
+        let mut batch = Batch::new();
+        (0..10).for_each(|number| batch.put(&NUMBERS, &(number, text("")), &value));
+        commits.push(store.submit(batch));
+    }
+    assert!(store.has_room().now_or_never().is_none());
+    release.send(()).unwrap();
+    store.has_room().await;
+    for commit in commits {
+        commit.await.unwrap();
+    }
 }
 
 async fn counters_add_up(store: Store) {
@@ -971,6 +994,7 @@ cases! {
     positions_are_given_in_order_without_holes
     a_failed_precondition_writes_nothing_and_takes_no_position
     preconditions_see_earlier_batches_of_their_group
+    callers_wait_while_the_queue_is_full
     counters_add_up
     positions_are_written_into_keys_and_values
     snapshots_do_not_change

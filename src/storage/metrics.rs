@@ -47,6 +47,12 @@ fn encode_committer(stats: &Stats, to: &mut DescriptorEncoder<'_>) -> Result<(),
         "Writes of one or more batches.",
         stats.groups,
     )?;
+    counter(
+        to,
+        "database_reads",
+        "Look-ups, look-ups of many and scans.",
+        stats.reads,
+    )?;
     let queued = u64::try_from(stats.queue_batches).unwrap_or(u64::MAX);
     gauge(
         to,

@@ -16,6 +16,7 @@ use super::{Error, Position, commit::Queue, engine::View, log::Ring, watch::Watc
 pub(super) struct Published {
     pub(super) position: Position,
     pub(super) view: View,
+    pub(super) counters: Arc<Counters>,
 }
 
 pub(super) struct Shared {
@@ -24,7 +25,7 @@ pub(super) struct Shared {
     pub(super) published: ArcSwap<Published>,
     pub(super) ring: Ring,
     pub(super) watch: Watch,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     pub(super) on_failure: OnFailure,
 }
 
@@ -42,6 +43,7 @@ pub(super) struct Counters {
     commits: AtomicU64,
     conflicts: AtomicU64,
     groups: AtomicU64,
+    reads: AtomicU64,
     sync_buckets: [AtomicU64; SYNC_BUCKETS_US.len() + 1],
     sync_us: AtomicU64,
 }
@@ -68,6 +70,14 @@ impl Counters {
             count.fetch_add(1, Ordering::Relaxed);
         }
         self.sync_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    pub(super) fn read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
     }
 
     pub(super) fn commits(&self) -> u64 {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::{
-    Error, LogPage, Order, Position, Record, Result, Table, TableKey, TableRange, Text, log, meta,
-    shared::Published,
+    Error, LogPage, Order, Position, Record, Result, Table, TableKey, TableRange, Text,
+    engine::View, log, meta, shared::Published,
 };
 
 /// A consistent view of the database. Lives for one request or 5 s, whichever is less.
@@ -18,6 +18,11 @@ impl Snapshot {
         Self { published }
     }
 
+    fn view(&self) -> &View {
+        self.published.counters.read();
+        &self.published.view
+    }
+
     /// The last position that this view holds.
     pub fn position(&self) -> Position {
         self.published.position
@@ -25,8 +30,7 @@ impl Snapshot {
 
     pub fn get<K: TableKey, V: Record>(&self, table: &Table<K, V>, key: &K) -> Result<Option<V>> {
         let row = self
-            .published
-            .view
+            .view()
             .get(table.family(), &table.key(key), V::decode)?;
         row.transpose().map_err(|reason| Error::Corrupt {
             table: table.name(),
@@ -37,8 +41,7 @@ impl Snapshot {
     /// Whether there is such a row.
     pub fn has<K: TableKey, V: Record>(&self, table: &Table<K, V>, key: &K) -> Result<bool> {
         let row = self
-            .published
-            .view
+            .view()
             .get(table.family(), &table.key(key), |_value| ())?;
         Ok(row.is_some())
     }
@@ -63,10 +66,7 @@ impl Snapshot {
             slices.push(key);
             (rest, start) = (after, end);
         }
-        let rows = self
-            .published
-            .view
-            .get_many(table.family(), &slices, V::decode)?;
+        let rows = self.view().get_many(table.family(), &slices, V::decode)?;
         let checked = rows
             .into_iter()
             .map(Option::transpose)
@@ -85,8 +85,7 @@ impl Snapshot {
     ) -> impl Iterator<Item = Result<(K, V)>> + 'a {
         let table = range.name;
         let mut rows = self
-            .published
-            .view
+            .view()
             .scan(range.family, range.start, range.end, order);
         std::iter::from_fn(move || {
             rows.next(|key, value| decode_row(table, key, value))
@@ -103,8 +102,7 @@ impl Snapshot {
     ) -> Result<Option<(K, V)>> {
         let table = range.name;
         let mut rows = self
-            .published
-            .view
+            .view()
             .scan(range.family, range.start, range.end, order);
         rows.next(|key, value| decode_row(table, key, value))
             .and_then(Option::transpose)

@@ -16,6 +16,8 @@ pub struct Stats {
     pub conflicts: u64,
     /// Writes of one or more batches.
     pub groups: u64,
+    /// Calls of snapshots: each look-up, each look-up of many and each scan is one.
+    pub reads: u64,
     pub syncs: SyncTimes,
     pub engine: EngineStats,
 }
