@@ -41,7 +41,11 @@ pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
         server.config.rate_limits.clone(),
         &server.metrics,
     ));
-    let acceptor = tls::acceptor(&server.config.tls)?;
+    let certificates = tls::Certificates::open(&server.config.tls)?;
+    let acceptor = match &certificates {
+        Some(certificates) => Some(certificates.acceptor()?),
+        None => None,
+    };
     let mut bound = Vec::new();
     for listener in &server.config.listeners {
         bound.push((listener, listeners::bind(&listener.bind)?));
@@ -61,6 +65,11 @@ pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
         let stop = server.tasks.stop_signal(Stage::Listeners);
         let accepting = listeners::accept(socket, acceptor, dispatcher, limits, stop);
         server.tasks.spawn("listener", Stage::Listeners, accepting);
+    }
+    if let Some(certificates) = certificates {
+        let stop = server.tasks.stop_signal(Stage::Followers);
+        let follow = async move { certificates.follow(&stop).await };
+        server.tasks.spawn("certificates", Stage::Followers, follow);
     }
     serve_admin_socket(&server, &limits)?;
     Ok(Running { server, addresses })

@@ -6,6 +6,7 @@ mod command_line;
 mod harness;
 mod layers;
 mod people_in_rooms;
+mod listeners;
 mod profile;
 mod requests;
 mod resolution;
