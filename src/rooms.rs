@@ -14,6 +14,7 @@ pub mod identity;
 mod member;
 mod membership;
 mod numbers;
+mod page;
 mod profile;
 mod redact;
 mod relations;
@@ -45,6 +46,7 @@ pub use self::{
     member::{Extra, MembershipAction},
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
+    page::{NoPlace, Page, PageQuery, Place},
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
     timeline::{Placed, TimelineRow},

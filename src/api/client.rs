@@ -3,8 +3,10 @@
 mod account;
 mod capabilities;
 mod config;
+mod context;
 mod device;
 mod discovery;
+mod events;
 mod filter;
 mod membership;
 mod message;
@@ -17,6 +19,7 @@ mod state;
 mod tag;
 mod uiaa;
 mod user_directory;
+mod wanted;
 
 use ruma::{OwnedEventId, RoomId, UserId};
 
@@ -46,6 +49,7 @@ pub(super) fn routes() -> Routes {
         .join(message::routes())
         .join(state::routes())
         .join(redact::routes())
+        .join(context::routes())
 }
 
 /// Refuses what one user asks about another's account.

@@ -23,6 +23,7 @@ use crate::{
 pub struct Sight {
     room: RoomNumber,
     user: OwnedUserId,
+    number: UserNumber,
     standing: Standing,
     /// Of a joined user: the index of the membership event; who joined stays joined, so later events are seen.
     joined_since: Option<i64>,
@@ -70,6 +71,7 @@ impl Rooms {
         let mut sight = Sight {
             room,
             user: user.to_owned(),
+            number,
             standing: Standing::Outside(head.root),
             joined_since: None,
             joined_until: None,
@@ -239,6 +241,16 @@ impl Sight {
             Standing::Joined(root) | Standing::Left(root) => Some(root),
             Standing::Outside(root) => self.is_world_readable.then_some(root),
         }
+    }
+
+    /// The room that this is about.
+    pub fn room(&self) -> RoomNumber {
+        self.room
+    }
+
+    /// The user that this is about.
+    pub fn user(&self) -> UserNumber {
+        self.number
     }
 
     /// Whether the user is joined, or everybody may look in.

@@ -4,6 +4,7 @@ mod account_data;
 mod accounts;
 mod command_line;
 mod harness;
+mod history;
 mod layers;
 mod people_in_rooms;
 mod listeners;

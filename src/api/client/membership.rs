@@ -2,7 +2,7 @@
 //!
 //! Spec: c2s, "Room membership".
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::StatusCode;
 use ruma::{
@@ -11,10 +11,10 @@ use ruma::{
         client::{
             knock::knock_room,
             membership::{
-                ban_user, forget_room,
+                ban_user, forget_room, get_member_events,
                 invite_user::{self, v3::InvitationRecipient},
-                join_room_by_id, join_room_by_id_or_alias, joined_rooms, kick_user, leave_room,
-                unban_user,
+                join_room_by_id, join_room_by_id_or_alias, joined_members, joined_rooms, kick_user,
+                leave_room, unban_user,
             },
         },
         error::ErrorCode,
@@ -22,13 +22,21 @@ use ruma::{
     canonical_json::CanonicalJsonValue,
     events::room::member::MembershipState,
 };
+use serde_json::{Value, json};
 
+use super::events::Reader;
 use crate::{
     accounts::Session,
-    api::{content::WithBody, error::Error, limits::Bucket, routes::Routes},
-    rooms::{self, Class, Extra, MembershipAction},
+    api::{
+        content::WithBody,
+        error::Error,
+        limits::Bucket,
+        routes::{RawJson, Routes},
+    },
+    events::RootNumber,
+    rooms::{self, Class, Extra, MembershipAction, Sight, StoredEvent},
     server::Server,
-    storage::Snapshot,
+    storage::{Order, Snapshot},
 };
 
 pub(super) fn routes() -> Routes {
@@ -43,6 +51,8 @@ pub(super) fn routes() -> Routes {
         .endpoint(unban_user)
         .endpoint(forget_room)
         .endpoint(joined_rooms)
+        .endpoint(joined_members)
+        .endpoint(get_member_events)
 }
 
 /// Fields of a join's body that the server decides about, or that are no part of the membership.
@@ -286,4 +296,114 @@ async fn joined_rooms(
     Ok(joined_rooms::v3::Response::new(
         server.store.read(read).await?,
     ))
+}
+
+/// The joined members of now, with names and avatars.
+async fn joined_members(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: joined_members::v3::Request,
+) -> Result<RawJson, Error> {
+    let reader = Reader::new(&server, session, request.room_id)?;
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        if !reader.sight(snapshot)?.is_joined() {
+            return Err(super::not_in_room());
+        }
+        let joined: BTreeMap<_, _> = current(&reader, snapshot, Class::Join)?
+            .iter()
+            .filter_map(|event| Some((event.pdu.state_key.clone()?, shown(event))))
+            .collect();
+        Ok(RawJson(json!({ "joined": joined }).to_string().into()))
+    };
+    server.store.read(read).await
+}
+
+/// A member as `/joined_members` shows it: both keys are always there.
+fn shown(event: &StoredEvent) -> Value {
+    #[derive(Default, serde::Deserialize)]
+    struct Content {
+        displayname: Option<Value>,
+        avatar_url: Option<Value>,
+    }
+    let content: Content = event.pdu.content_as().unwrap_or_default();
+    let text = |value: Option<Value>| value.filter(Value::is_string);
+    json!({ "display_name": text(content.displayname), "avatar_url": text(content.avatar_url) })
+}
+
+/// The membership events of a class in the current state.
+fn current(
+    reader: &Reader,
+    snapshot: &Snapshot,
+    class: Class,
+) -> Result<Vec<Arc<StoredEvent>>, Error> {
+    let members = reader
+        .rooms
+        .members(snapshot, reader.room, class, usize::MAX)?;
+    let numbers: Vec<_> = members.iter().map(|(_, _, row)| row.event).collect();
+    Ok(reader
+        .rooms
+        .events(snapshot, reader.room, &numbers)?
+        .into_iter()
+        .flatten()
+        .collect())
+}
+
+/// Membership events: of now, of when the reader left, or of an earlier place.
+async fn get_member_events(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_member_events::v3::Request,
+) -> Result<RawJson, Error> {
+    let reader = Reader::new(&server, session, request.room_id)?;
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        let sight = reader.sight(snapshot)?;
+        let mut root = sight.state().ok_or_else(super::not_in_room)?;
+        if let Some(token) = &request.at {
+            root = root_at(&reader, snapshot, &sight, token)?.unwrap_or(root);
+        }
+        let mut events = match request.membership {
+            Some(MembershipState::Join) if request.at.is_none() && sight.is_joined() => {
+                current(&reader, snapshot, Class::Join)?
+            }
+            _ => reader.rooms.member_state(snapshot, reader.room, root)?,
+        };
+        if request.membership.is_some() || request.not_membership.is_some() {
+            events.retain(|event| {
+                let membership = rooms::membership_of(event);
+                request
+                    .membership
+                    .as_ref()
+                    .is_none_or(|wanted| membership == *wanted)
+                    && request.not_membership.as_ref() != Some(&membership)
+            });
+        }
+        let mut json = b"{\"chunk\":".to_vec();
+        json.extend(reader.state_array(snapshot, &events)?);
+        json.push(b'}');
+        Ok(RawJson(json.into()))
+    };
+    server.store.read(read).await
+}
+
+/// The state at a token, as far as the reader may see. A place before the creator's join counts as the one after it.
+fn root_at(
+    reader: &Reader,
+    snapshot: &Snapshot,
+    sight: &Sight,
+    token: &str,
+) -> Result<Option<RootNumber>, Error> {
+    let head = reader
+        .rooms
+        .head(snapshot, reader.room)?
+        .ok_or_else(super::not_in_room)?;
+    let place = reader.place(snapshot, token)?;
+    let index = place
+        .0
+        .max(head.low.saturating_add(1))
+        .min(sight.until().unwrap_or(i64::MAX));
+    let below = index.saturating_add(1);
+    let found = reader
+        .rooms
+        .timeline(snapshot, reader.room, below, Order::Backward, 1)?;
+    Ok(found.first().map(|placed| placed.event.meta.root_after))
 }

@@ -4,20 +4,38 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use ruma::{
-    CanonicalJsonObject, OwnedEventId, api::client::message::send_message_event,
+    CanonicalJsonObject, OwnedEventId, OwnedRoomId, RoomId,
+    api::{
+        IncomingRequest, Metadata,
+        client::message::{get_message_events, send_message_event},
+        error::DeserializationError,
+    },
     events::TimelineEventType,
 };
 
+use super::{
+    events::{self, Reader},
+    wanted::Wanted,
+};
 use crate::{
     accounts::Session,
-    api::{content, error::Error, limits::Bucket, routes::Routes},
-    rooms::{NewEvent, Transaction},
+    api::{
+        content,
+        error::Error,
+        limits::Bucket,
+        routes::{RawJson, Routes},
+    },
+    rooms::{NewEvent, Page, PageQuery, Place, Sight, Transaction, client_event::write_text},
     server::Server,
+    storage::{Order, Snapshot},
 };
 
 pub(super) fn routes() -> Routes {
-    Routes::default().limited(Bucket::Message, send_message_event)
+    Routes::default()
+        .limited(Bucket::Message, send_message_event)
+        .endpoint(get_messages)
 }
 
 async fn send_message_event(
@@ -54,4 +72,111 @@ fn target_of(
         TimelineEventType::RoomRedaction => content.get("redacts")?.as_str()?.try_into().ok(),
         _ => None,
     }
+}
+
+/// A request for a page of the timeline. Whether the caller may look at the room comes before what is wrong with the rest.
+struct GetMessages {
+    room_id: OwnedRoomId,
+    request: Result<get_message_events::v3::Request, DeserializationError>,
+}
+
+impl Metadata for GetMessages {
+    const METHOD: Method = get_message_events::v3::Request::METHOD;
+    const RATE_LIMITED: bool = get_message_events::v3::Request::RATE_LIMITED;
+    type Authentication = <get_message_events::v3::Request as Metadata>::Authentication;
+    type PathBuilder = <get_message_events::v3::Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = get_message_events::v3::Request::PATH_BUILDER;
+}
+
+impl IncomingRequest for GetMessages {
+    type EndpointError = <get_message_events::v3::Request as IncomingRequest>::EndpointError;
+    type OutgoingResponse = get_message_events::v3::Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        let room_id = RoomId::parse(path_args.first().copied().unwrap_or_default())?;
+        let request =
+            get_message_events::v3::Request::try_from_http_request_inner(request, path_args);
+        Ok(Self { room_id, request })
+    }
+}
+
+async fn get_messages(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: GetMessages,
+) -> Result<RawJson, Error> {
+    let reader = Reader::new(&server, session, request.room_id)?;
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        let mut sight = reader.sight(snapshot)?;
+        sight.until().ok_or_else(super::not_in_room)?;
+        let request = request
+            .request
+            .map_err(|error| Error::unreadable(error.into(), b""))?;
+        let place = |token: &Option<String>| {
+            token
+                .as_deref()
+                .map(|token| reader.place(snapshot, token))
+                .transpose()
+        };
+        let order = events::order(request.dir);
+        let from = match place(&request.from)? {
+            Some(from) => from,
+            None if order == Order::Forward => Place(i64::MIN),
+            None => reader.latest(snapshot)?,
+        };
+        let limit = events::limit(
+            Some(
+                request
+                    .filter
+                    .limit
+                    .unwrap_or(request.limit)
+                    .min(request.limit),
+            ),
+            0,
+        );
+        let query = PageQuery {
+            order,
+            from,
+            to: place(&request.to)?,
+            limit,
+        };
+        let wanted = Wanted::new(&request.filter, &reader.room_id);
+        let page = reader
+            .rooms
+            .page(snapshot, &mut sight, query, |event| wanted.accepts(event))?;
+        let start = request.from.unwrap_or_else(|| from.to_string());
+        written(&reader, snapshot, &mut sight, &wanted, (start, page))
+    };
+    server.store.read(read).await
+}
+
+/// The answer of `/messages`.
+fn written(
+    reader: &Reader,
+    snapshot: &Snapshot,
+    sight: &mut Sight,
+    wanted: &Wanted,
+    (start, page): (String, Page),
+) -> Result<RawJson, Error> {
+    let events: Vec<_> = page.events.into_iter().map(|placed| placed.event).collect();
+    let mut json = b"{\"chunk\":".to_vec();
+    json.extend(reader.array(snapshot, sight, &events)?);
+    if let Some(end) = page.end {
+        json.extend_from_slice(b",\"end\":");
+        write_text(&mut json, &end.to_string());
+    }
+    json.extend_from_slice(b",\"start\":");
+    write_text(&mut json, &start);
+    if wanted.has_lazy_members
+        && let Some(newest) = events.iter().max_by_key(|event| event.meta.index)
+    {
+        let members = reader.members_of(snapshot, newest.meta.root_after, &events)?;
+        json.extend_from_slice(b",\"state\":");
+        json.extend(reader.state_array(snapshot, &members)?);
+    }
+    json.push(b'}');
+    Ok(RawJson(json.into()))
 }

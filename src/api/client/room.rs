@@ -11,6 +11,7 @@ use ruma::{
         client::room::{
             Visibility, aliases,
             create_room::{self, v3::RoomPreset},
+            get_event_by_timestamp, get_room_event,
         },
         error::ErrorCode,
     },
@@ -20,17 +21,26 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::events::Reader;
 use crate::{
     accounts::Session,
-    api::{content, error::Error, limits::Bucket, routes::Routes},
+    api::{
+        content,
+        error::Error,
+        limits::Bucket,
+        routes::{RawJson, Routes},
+    },
     rooms::{self, CreateRoom, Preset},
     server::Server,
+    storage::Snapshot,
 };
 
 pub(super) fn routes() -> Routes {
     Routes::default()
         .limited(Bucket::Message, create_room)
         .endpoint(aliases)
+        .endpoint(get_room_event)
+        .endpoint(get_event_by_timestamp)
 }
 
 /// Spec: c2s, "POST /_matrix/client/v3/createRoom".
@@ -141,14 +151,51 @@ async fn aliases(
     session: Arc<Session>,
     request: aliases::v3::Request,
 ) -> Result<aliases::v3::Response, Error> {
-    let room = super::known_room(&server, &request.room_id)?;
-    let (rooms, reader) = (server.rooms.clone(), Arc::clone(&session));
-    let read = move |snapshot: &crate::storage::Snapshot| -> Result<_, Error> {
-        let sight = rooms.sight(snapshot, &reader.user, reader.user_number, room)?;
-        match sight.may_look_now() {
-            true => Ok(rooms.aliases_of(snapshot, room)?),
+    let reader = Reader::new(&server, session, request.room_id)?;
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        match reader.sight(snapshot)?.may_look_now() {
+            true => Ok(reader.rooms.aliases_of(snapshot, reader.room)?),
             false => Err(super::not_in_room()),
         }
     };
     Ok(aliases::v3::Response::new(server.store.read(read).await?))
+}
+
+/// Spec: c2s, "GET /_matrix/client/v3/rooms/{roomId}/event/{eventId}".
+async fn get_room_event(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_room_event::v3::Request,
+) -> Result<RawJson, Error> {
+    let room_id = request.room_id;
+    let reader = Reader::new(&server, session, room_id)
+        .map_err(|_unknown| Error::not_found("There is no such event that you may see"))?;
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        let mut sight = reader.sight(snapshot)?;
+        let event = reader.event(snapshot, &mut sight, &request.event_id)?;
+        Ok(RawJson(reader.single(snapshot, &mut sight, event)?.into()))
+    };
+    server.store.read(read).await
+}
+
+/// Spec: c2s, "GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event".
+async fn get_event_by_timestamp(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_event_by_timestamp::v1::Request,
+) -> Result<get_event_by_timestamp::v1::Response, Error> {
+    let reader = Reader::new(&server, session, request.room_id)?;
+    let (ts, order) = (u64::from(request.ts.0), super::events::order(request.dir));
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        let mut sight = reader.sight(snapshot)?;
+        sight.until().ok_or_else(super::not_in_room)?;
+        let rooms = &reader.rooms;
+        let found = rooms.event_at_time(snapshot, reader.room, ts, order, |event| {
+            rooms.may_see(snapshot, &mut sight, event)
+        })?;
+        let event = found.ok_or_else(|| Error::not_found("There is no event in this direction"))?;
+        Ok((event.pdu.event_id.clone(), event.pdu.origin_server_ts))
+    };
+    let (event_id, ts) = server.store.read(read).await?;
+    Ok(get_event_by_timestamp::v1::Response::new(event_id, ts))
 }

@@ -5,10 +5,14 @@
 use std::sync::Arc;
 
 use ruma::{
-    api::client::state::{get_state_event_for_key, send_state_event},
+    api::client::state::{
+        get_state_event_for_key::{self, v3::StateEventFormat},
+        get_state_events, send_state_event,
+    },
     events::TimelineEventType,
 };
 
+use super::events::Reader;
 use crate::{
     accounts::Session,
     api::{
@@ -25,6 +29,7 @@ use crate::{
 pub(super) fn routes() -> Routes {
     Routes::default()
         .limited(Bucket::Message, send_state_event)
+        .endpoint(get_state_events)
         .endpoint(get_state_event_for_key)
 }
 
@@ -41,21 +46,50 @@ async fn send_state_event(
     Ok(send_state_event::v3::Response::new(event_id))
 }
 
+/// All state, of now or of when the reader left.
+async fn get_state_events(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_state_events::v3::Request,
+) -> Result<RawJson, Error> {
+    let reader = Reader::new(&server, session, request.room_id)?;
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+        let root = reader
+            .sight(snapshot)?
+            .state()
+            .ok_or_else(super::not_in_room)?;
+        let (rooms, room) = (&reader.rooms, reader.room);
+        let mut events = rooms.core_state(snapshot, room, root)?;
+        events.extend(rooms.member_state(snapshot, room, root)?);
+        Ok(RawJson(reader.state_array(snapshot, &events)?.into()))
+    };
+    server.store.read(read).await
+}
+
 /// One state event, or its content.
 async fn get_state_event_for_key(
     server: Arc<Server>,
     session: Arc<Session>,
     request: get_state_event_for_key::v3::Request,
 ) -> Result<RawJson, Error> {
-    let room = super::known_room(&server, &request.room_id)?;
-    let (rooms, reader) = (server.rooms.clone(), session);
+    let reader = Reader::new(&server, session, request.room_id)?;
     let read = move |snapshot: &Snapshot| -> Result<_, Error> {
-        let sight = rooms.sight(snapshot, &reader.user, reader.user_number, room)?;
+        let mut sight = reader.sight(snapshot)?;
         let root = sight.state().ok_or_else(super::not_in_room)?;
         let event_type = request.event_type.to_string();
-        let event = rooms.state_event(snapshot, (room, root), &event_type, &request.state_key)?;
+        let event = reader.rooms.state_event(
+            snapshot,
+            (reader.room, root),
+            &event_type,
+            &request.state_key,
+        )?;
         let event = event.ok_or_else(|| Error::not_found("The room has no such state"))?;
-        Ok(RawJson(event.pdu.content.get().to_owned().into()))
+        match request.format {
+            StateEventFormat::Event => {
+                Ok(RawJson(reader.single(snapshot, &mut sight, event)?.into()))
+            }
+            _ => Ok(RawJson(event.pdu.content.get().to_owned().into())),
+        }
     };
     server.store.read(read).await
 }
