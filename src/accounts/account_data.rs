@@ -173,7 +173,7 @@ impl Accounts {
         }
         let text = || Text(event_type.into());
         let parts = u16::try_from(json.len().div_ceil(PART_BYTES))
-            .map_err(|_| Error::AccountDataTooLarge)?;
+            .map_err(|_too_many| Error::AccountDataTooLarge)?;
         for (number, part) in (0..).zip(json.chunks(PART_BYTES)) {
             let row = Part {
                 position: Position::default(),
@@ -336,8 +336,8 @@ fn whole(
             json.extend_from_slice(&part.json);
         }
     }
-    let text = String::from_utf8(json).map_err(|_| Error::DamagedAccountData)?;
-    RawValue::from_string(text).map_err(|_| Error::DamagedAccountData)
+    let text = String::from_utf8(json).map_err(|_not_text| Error::DamagedAccountData)?;
+    RawValue::from_string(text).map_err(|_not_json| Error::DamagedAccountData)
 }
 
 /// Users in a list that a client wrote; what cannot be understood ignores nobody.

@@ -65,7 +65,8 @@ impl Accounts {
             .read(move |snapshot| Ok::<_, Error>(snapshot.get(&DEVICES, &key)?))
             .await?;
         let mut batch = Batch::new();
-        let issued = self.put_device(&mut batch, user, &id, before.map(|Cbor(row)| row), device)?;
+        let issued =
+            self.put_device(&mut batch, (user, &id), before.map(|Cbor(row)| row), device)?;
         self.inner.store.submit(batch).await?;
         self.inner.counters.logins.inc();
         Ok(issued)
@@ -91,8 +92,7 @@ impl Accounts {
     pub(super) fn put_device(
         &self,
         batch: &mut Batch,
-        user: UserNumber,
-        id: &DeviceId,
+        (user, id): (UserNumber, &DeviceId),
         before: Option<Device>,
         new: NewDevice,
     ) -> Result<Issued, Error> {

@@ -33,7 +33,7 @@ impl Accounts {
             ));
         }
         let json = serde_json::to_vec(&filter)
-            .map_err(|_| Error::InvalidFilter("The filter is not valid"))?;
+            .map_err(|_error| Error::InvalidFilter("The filter is not valid"))?;
         if json.len() > MAX_FILTER_BYTES {
             return Err(Error::InvalidFilter("The filter is larger than 64 KiB"));
         }
@@ -72,7 +72,7 @@ impl Accounts {
             return Ok(None);
         };
         let filter = serde_json::from_slice(&json)
-            .map_err(|_| Error::InvalidFilter("The stored filter is damaged"))?;
+            .map_err(|_error| Error::InvalidFilter("The stored filter is damaged"))?;
         let filter = Arc::new(filter);
         self.inner
             .filters

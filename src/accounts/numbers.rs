@@ -39,7 +39,7 @@ impl Record for UserNumber {
     fn decode(from: &[u8]) -> Result<Self, String> {
         let bytes = from
             .try_into()
-            .map_err(|_| "a user number has 4 bytes".to_owned())?;
+            .map_err(|_length| "a user number has 4 bytes".to_owned())?;
         Ok(Self(u32::from_be_bytes(bytes)))
     }
 }

@@ -144,7 +144,7 @@ impl Passwords {
             .expect("the semaphore is never closed");
         tokio::task::spawn_blocking(work)
             .await
-            .map_err(|_| Error::Aborted)
+            .map_err(|_panicked| Error::Aborted)
     }
 }
 

@@ -146,7 +146,9 @@ fn check_field(name: &str, value: Option<&Value>) -> Result<(), Error> {
         }
         (AVATAR_URL, Some(Value::String(text))) if text.len() <= MAX_AVATAR_URL_BYTES => {}
         (AVATAR_URL, Some(_)) => {
-            return Err(Error::InvalidProfile("The avatar must be a URI of at most 1000 bytes"));
+            return Err(Error::InvalidProfile(
+                "The avatar must be a URI of at most 1000 bytes",
+            ));
         }
         _ => {}
     }
@@ -159,4 +161,3 @@ fn check_field(name: &str, value: Option<&Value>) -> Result<(), Error> {
         )),
     }
 }
-

@@ -144,13 +144,13 @@ fn server_defaults(id: &UserId) -> Ruleset {
 }
 
 fn content_of(rules: &Ruleset) -> Result<Box<RawValue>, Error> {
-    let mut global = serde_json::to_value(rules).map_err(|_| Error::DamagedAccountData)?;
+    let mut global = serde_json::to_value(rules).map_err(|_error| Error::DamagedAccountData)?;
     if let Value::Object(kinds) = &mut global {
         for kind in KINDS {
             kinds.entry(kind).or_insert_with(|| json!([]));
         }
     }
-    to_raw_value(&json!({ "global": global })).map_err(|_| Error::DamagedAccountData)
+    to_raw_value(&json!({ "global": global })).map_err(|_error| Error::DamagedAccountData)
 }
 
 fn apply(rules: &mut Ruleset, change: PushRuleChange) -> Result<(), PushRuleError> {

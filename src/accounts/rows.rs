@@ -169,7 +169,7 @@ impl<'de> Deserialize<'de> for TokenHash {
                 bytes
                     .try_into()
                     .map(TokenHash)
-                    .map_err(|_| E::invalid_length(bytes.len(), &self))
+                    .map_err(|_length| E::invalid_length(bytes.len(), &self))
             }
         }
         deserializer.deserialize_bytes(Visitor)

@@ -202,7 +202,7 @@ impl Accounts {
             TokenKind::Access { .. } => Err(unknown()),
             TokenKind::Refresh { access } => {
                 let nonce = TokenHash(self.inner.clock.random_bytes());
-                self.exchange(token, row, device, access, nonce).await
+                self.exchange((token, nonce), row, device, access).await
             }
             TokenKind::Exchanged { at_ms, nonce, .. } => {
                 let grace_ms = millis(self.inner.config.refresh_grace.0);
@@ -215,13 +215,13 @@ impl Accounts {
         }
     }
 
+    /// Exchanges `token`, whose row this is, for the pair made with the nonce beside it.
     async fn exchange(
         &self,
-        token: &str,
+        (token, nonce): (&str, TokenHash),
         mut row: Token,
         mut device: Device,
         access: TokenHash,
-        nonce: TokenHash,
     ) -> Result<Issued, Error> {
         let hash = TokenHash::of(token);
         let (user, device_id) = (row.user, row.device.clone());
@@ -234,7 +234,7 @@ impl Accounts {
             .filter(|old| ![hash, access].contains(old))
             .collect();
         self.end_tokens(&mut batch, &ended);
-        let new = self.put_pair(&mut batch, user, &device_id, &pair, Some(access));
+        let new = self.put_pair(&mut batch, (user, &device_id), &pair, Some(access));
         row.kind = TokenKind::Exchanged {
             at_ms: self.inner.clock.now_ms(),
             nonce,
@@ -251,8 +251,7 @@ impl Accounts {
     fn put_pair(
         &self,
         batch: &mut Batch,
-        user: UserNumber,
-        device: &str,
+        (user, device): (UserNumber, &str),
         pair: &(String, String),
         replaces: Option<TokenHash>,
     ) -> [TokenHash; 2] {
@@ -308,7 +307,7 @@ impl Accounts {
         match refreshable {
             Refreshable::Yes => {
                 let pair = (self.random_token("hat_"), self.random_token("hrt_"));
-                let tokens = self.put_pair(batch, user, device.as_str(), &pair, None);
+                let tokens = self.put_pair(batch, (user, device.as_str()), &pair, None);
                 (self.issued(pair, device.to_owned()), tokens.to_vec())
             }
             Refreshable::No => {
@@ -465,13 +464,16 @@ fn exchange_view(
         return Ok(None);
     };
     let next_is_used = match &token.kind {
-        TokenKind::Exchanged { access, .. } => match snapshot.get(&TOKENS, &(*access,))? {
-            Some(Cbor(Token {
-                kind: TokenKind::Access { replaces: Some(_) },
-                ..
-            })) => false,
-            _ => true,
-        },
+        TokenKind::Exchanged { access, .. } => {
+            let next = snapshot.get(&TOKENS, &(*access,))?;
+            !matches!(
+                next,
+                Some(Cbor(Token {
+                    kind: TokenKind::Access { replaces: Some(_) },
+                    ..
+                }))
+            )
+        }
         _ => false,
     };
     Ok(Some((account, token, device, next_is_used)))

@@ -85,7 +85,7 @@ impl Accounts {
         if self.inner.registration.reserved_names.contains(&localpart) {
             return Err(Error::Reserved);
         }
-        UserId::parse(&user).map_err(|_| Error::InvalidUsername("The user name is not valid"))
+        UserId::parse(&user).map_err(|_error| Error::InvalidUsername("The user name is not valid"))
     }
 
     /// That a user could register with this name now.
@@ -151,7 +151,7 @@ impl Accounts {
         let issued = match device {
             Some(device) => {
                 let device_id = self.device_id(device.id.clone())?;
-                Some(self.put_device(&mut batch, number, &device_id, None, device)?)
+                Some(self.put_device(&mut batch, (number, &device_id), None, device)?)
             }
             None => None,
         };

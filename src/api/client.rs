@@ -1,6 +1,7 @@
 //! The client-server API, in files named after the modules of ruma's client API.
 
 mod account;
+mod admin;
 mod capabilities;
 mod config;
 mod context;
@@ -44,6 +45,7 @@ pub(super) fn routes() -> Routes {
         .join(capabilities::routes())
         .join(tag::routes())
         .join(user_directory::routes())
+        .join(admin::routes())
         .join(room::routes())
         .join(membership::routes())
         .join(message::routes())

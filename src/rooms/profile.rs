@@ -9,7 +9,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use ruma::{
-    CanonicalJsonObject, OwnedUserId, UserId, canonical_json::CanonicalJsonValue,
+    CanonicalJsonObject, UserId, canonical_json::CanonicalJsonValue,
     events::room::member::MembershipState,
 };
 
@@ -182,7 +182,7 @@ impl Rooms {
         let room_id = self.room_id(room).ok_or(Error::NotFound)?;
         let action = MembershipAction {
             sender: user.to_owned(),
-            target: OwnedUserId::from(user.to_owned()),
+            target: user.to_owned(),
             membership: MembershipState::Leave,
             extra: CanonicalJsonObject::new(),
             before: &[Class::Join, Class::Invite, Class::Knock],

@@ -1,5 +1,10 @@
 //! What clients keep with an account: account data, push rules, filters.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "reading a JSON value by index does not panic"
+)]
+
 use serde_json::{Value, json};
 
 use crate::harness::{TestServer, User};

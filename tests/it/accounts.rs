@@ -1,5 +1,10 @@
 //! Registering, signing in and out, devices, passwords, and the end of an account.
 
+#![allow(
+    clippy::indexing_slicing,
+    reason = "reading a JSON value by index does not panic"
+)]
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -267,7 +272,7 @@ async fn logging_out_ends_one_session_or_all() {
         .await
         .ok();
     second.get(WHOAMI).await.fails(401, "M_UNKNOWN_TOKEN");
-    assert_eq!(device_ids(&first).await, [first.device.clone()]);
+    assert_eq!(device_ids(&first).await, [first.device.as_str()]);
 
     let third = server.login("alice", PASSWORD).await;
     third
@@ -352,7 +357,7 @@ async fn several_devices_are_deleted_at_once_also_in_the_old_form() {
         )
         .await
         .ok();
-    assert_eq!(device_ids(&alice).await, [alice.device.clone()]);
+    assert_eq!(device_ids(&alice).await, [alice.device.as_str()]);
 }
 
 #[tokio::test]
@@ -588,4 +593,107 @@ async fn capabilities_are_for_users_and_name_what_there_is() {
             .get("uk.tcpip.msc4133.profile_fields")
             .is_none()
     );
+}
+
+#[tokio::test]
+async fn administrators_lock_suspend_and_look_at_others() {
+    let server = TestServer::start_with(&["registration.shared_secret=\"s3cret\""]).await;
+    let admin = shared_secret(&server, "boss", true).await;
+    let boss = server.signed_in(&admin);
+    let alice = server.user("alice").await;
+    let path = |what: &str, user: &str| format!("/_matrix/client/v1/admin/{what}/{user}");
+    for (what, key, errcode) in [
+        ("lock", "locked", "M_USER_LOCKED"),
+        ("suspend", "suspended", "M_USER_SUSPENDED"),
+    ] {
+        let path = path(what, &alice.id);
+        let answer = |value: bool| json!({ key: value });
+        assert_eq!(boss.get(&path).await.ok(), answer(false));
+        assert_eq!(boss.put(&path, answer(true)).await.ok(), answer(true));
+        assert_eq!(boss.get(&path).await.ok(), answer(true));
+        let name = format!("/_matrix/client/v3/profile/{}/displayname", alice.id);
+        let refused = alice.put(&name, json!({ "displayname": "A" })).await;
+        assert_eq!(refused.json()["errcode"], errcode);
+        boss.put(&path, answer(false)).await.ok();
+        alice.get(&path).await.fails(403, "M_FORBIDDEN");
+    }
+    boss.get(&path("lock", "@a:elsewhere.test"))
+        .await
+        .fails(400, "M_INVALID_PARAM");
+    boss.get(&path("lock", "@nobody:hearth.test"))
+        .await
+        .fails(404, "M_NOT_FOUND");
+    boss.put(&path("lock", &boss.id), json!({ "locked": true }))
+        .await
+        .fails(403, "M_FORBIDDEN");
+
+    let whois = format!("/_matrix/client/v3/admin/whois/{}", alice.id);
+    let info = boss.get(&whois).await.ok();
+    assert_eq!(info["user_id"], alice.id);
+    assert!(info["devices"][&alice.device]["sessions"].is_array());
+    alice.get(&whois).await.ok();
+    server
+        .user("bob")
+        .await
+        .get(&whois)
+        .await
+        .fails(403, "M_FORBIDDEN");
+}
+
+const SHARED_SECRET: &str = "/_synapse/admin/v1/register";
+
+async fn shared_secret(server: &TestServer, name: &str, admin: bool) -> Answer {
+    let nonce = server.get(SHARED_SECRET).await.ok()["nonce"].clone();
+    let nonce = nonce.as_str().unwrap_or_default();
+    let body = json!({
+        "nonce": nonce,
+        "username": name,
+        "password": PASSWORD,
+        "admin": admin,
+        "mac": mac("s3cret", nonce, name, admin),
+    });
+    server.post(SHARED_SECRET, body).await
+}
+
+fn mac(secret: &str, nonce: &str, name: &str, admin: bool) -> String {
+    use hmac::{Hmac, KeyInit, Mac};
+    let role = if admin { "admin" } else { "notadmin" };
+    let text = [nonce, name, PASSWORD, role].join("\0");
+    let mut mac = Hmac::<sha1::Sha1>::new_from_slice(secret.as_bytes()).expect("a key");
+    mac.update(text.as_bytes());
+    let bytes = mac.finalize().into_bytes();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test]
+async fn who_has_the_shared_secret_makes_accounts() {
+    let server = TestServer::start_with(&["registration.shared_secret=\"s3cret\""]).await;
+    let answer = shared_secret(&server, "Robot", false).await;
+    assert_eq!(answer.ok()["user_id"], "@robot:hearth.test");
+    server.signed_in(&answer).get(WHOAMI).await.ok();
+    shared_secret(&server, "us,er", false)
+        .await
+        .fails(400, "M_INVALID_USERNAME");
+    shared_secret(&server, "robot", false)
+        .await
+        .fails(400, "M_USER_IN_USE");
+
+    let nonce = server.get(SHARED_SECRET).await.ok()["nonce"].clone();
+    let text = nonce.as_str().unwrap_or_default();
+    let body =
+        |mac: String| json!({ "nonce": nonce, "username": "x", "password": PASSWORD, "mac": mac });
+    server
+        .post(SHARED_SECRET, body(mac("guess", text, "x", false)))
+        .await
+        .fails(403, "M_FORBIDDEN");
+    server
+        .post(SHARED_SECRET, body(mac("s3cret", text, "x", false)))
+        .await
+        .fails(400, "M_INVALID_PARAM");
+
+    let closed = TestServer::start().await;
+    closed
+        .get(SHARED_SECRET)
+        .await
+        .fails(400, "M_INVALID_PARAM");
 }

@@ -1,9 +1,15 @@
 //! What an account has to do with rooms: names in member events, tags, account data of rooms, the user directory, and rooms
 //! after the account's end.
 
-use std::time::{Duration, Instant};
+#![allow(
+    clippy::indexing_slicing,
+    reason = "reading a JSON value by index does not panic"
+)]
+
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::harness::{PASSWORD, TestServer, User};
 
@@ -33,7 +39,10 @@ async fn wait_for_member(viewer: &User, room: &str, user: &str, expected: impl F
         if expected(&found) {
             return;
         }
-        assert!(started.elapsed() < PATIENCE, "the member event stays {found}");
+        assert!(
+            started.elapsed() < PATIENCE,
+            "the member event stays {found}"
+        );
         tokio::task::yield_now().await;
     }
 }
@@ -97,11 +106,17 @@ async fn a_deactivated_user_leaves_all_rooms() {
         "password": PASSWORD,
     });
     alice
-        .post("/_matrix/client/v3/account/deactivate", json!({ "auth": auth }))
+        .post(
+            "/_matrix/client/v3/account/deactivate",
+            json!({ "auth": auth }),
+        )
         .await
         .ok();
     for room in [&joined, &invited] {
-        wait_for_member(&bob, room, &alice.id, |member| member["membership"] == "leave").await;
+        wait_for_member(&bob, room, &alice.id, |member| {
+            member["membership"] == "leave"
+        })
+        .await;
     }
 }
 
@@ -124,9 +139,18 @@ async fn tags_are_kept_by_room_and_user() {
     );
     alice.delete(&format!("{tags}/m.favourite")).await.ok();
     alice.delete(&format!("{tags}/nothing")).await.ok();
-    assert_eq!(alice.get(&tags).await.ok(), json!({ "tags": { "u.work": {} } }));
-    let data = format!("/_matrix/client/v3/user/{}/rooms/{room}/account_data/m.tag", alice.id);
-    assert_eq!(alice.get(&data).await.ok(), json!({ "tags": { "u.work": {} } }));
+    assert_eq!(
+        alice.get(&tags).await.ok(),
+        json!({ "tags": { "u.work": {} } })
+    );
+    let data = format!(
+        "/_matrix/client/v3/user/{}/rooms/{room}/account_data/m.tag",
+        alice.id
+    );
+    assert_eq!(
+        alice.get(&data).await.ok(),
+        json!({ "tags": { "u.work": {} } })
+    );
 
     bob.get(&tags).await.fails(403, "M_FORBIDDEN");
     let long = "x".repeat(256);
@@ -155,7 +179,10 @@ async fn account_data_of_a_room_is_apart_from_that_of_others() {
     let [one, other] = &rooms;
     alice.put(&path(one, "a.b"), json!({ "n": 1 })).await.ok();
     assert_eq!(alice.get(&path(one, "a.b")).await.ok(), json!({ "n": 1 }));
-    alice.get(&path(other, "a.b")).await.fails(404, "M_NOT_FOUND");
+    alice
+        .get(&path(other, "a.b"))
+        .await
+        .fails(404, "M_NOT_FOUND");
     alice
         .get(&path("!unknown:hearth.test", "a.b"))
         .await
@@ -193,7 +220,11 @@ async fn the_directory_has_those_one_can_see_by_their_own_name() {
         .ok();
     assert_eq!(search(&eve, "alice").await, Vec::<Value>::new());
 
-    create_room(&alice, json!({ "visibility": "public", "preset": "public_chat" })).await;
+    create_room(
+        &alice,
+        json!({ "visibility": "public", "preset": "public_chat" }),
+    )
+    .await;
     let private = create_room(&bob, json!({ "invite": [alice.id] })).await;
     join(&alice, &private).await;
     let path = format!(
@@ -201,12 +232,21 @@ async fn the_directory_has_those_one_can_see_by_their_own_name() {
         alice.id
     );
     alice
-        .put(&path, json!({ "membership": "join", "displayname": "Freddy" }))
+        .put(
+            &path,
+            json!({ "membership": "join", "displayname": "Freddy" }),
+        )
         .await
         .ok();
     let only_alice = [json!({ "user_id": alice.id, "display_name": "Alice Cooper" })];
     for searcher in [&eve, &bob] {
-        for term in ["Alice Cooper", "alice coop", "@user", "COOPER", alice.id.as_str()] {
+        for term in [
+            "Alice Cooper",
+            "alice coop",
+            "@user",
+            "COOPER",
+            alice.id.as_str(),
+        ] {
             assert_eq!(search(searcher, term).await, only_alice, "{term}");
         }
         assert_eq!(search(searcher, "Freddy").await, Vec::<Value>::new());

@@ -6,11 +6,11 @@ use super::*;
 use crate::storage::Record;
 
 #[track_caller]
-fn check<T: Record + PartialEq + Debug>(record: T, expected: &str) {
+fn check<T: Record + PartialEq + Debug>(record: &T, expected: &str) {
     let mut bytes = Vec::new();
     record.encode(&mut bytes);
     assert_eq!(bytes.escape_ascii().to_string(), expected);
-    assert_eq!(T::decode(&bytes).as_ref(), Ok(&record));
+    assert_eq!(T::decode(&bytes).as_ref(), Ok(record));
 }
 
 #[test]
@@ -19,7 +19,7 @@ fn an_account_has_these_bytes() {
         created_ms: 1,
         ..Account::default()
     };
-    check(Cbor(small), r"\xa1jcreated_ms\x01");
+    check(&Cbor(small), r"\xa1jcreated_ms\x01");
     let full = Account {
         password: Some("p".to_owned()),
         created_ms: 1,
@@ -30,7 +30,7 @@ fn an_account_has_these_bytes() {
         suspended: true,
     };
     check(
-        Cbor(full),
+        &Cbor(full),
         r"\xa7hpasswordapjcreated_ms\x01eadmin\xf5kdeactivated\xf5ferased\xf5flocked\xf5isuspended\xf5",
     );
 }
@@ -43,7 +43,7 @@ fn a_device_has_these_bytes() {
         tokens: vec![TokenHash([7; 32])],
     };
     check(
-        Cbor(device),
+        &Cbor(device),
         r"\xa3ldisplay_nameadjcreated_ms\x01ftokens\x81X \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07",
     );
 }
@@ -59,24 +59,24 @@ fn tokens_have_these_bytes() {
         })
     };
     check(
-        row(TokenKind::Access { replaces: None }),
+        &row(TokenKind::Access { replaces: None }),
         r"\xa4duser\x01fdeviceaDdkind\xa1fAccess\xa1hreplaces\xf6jexpires_ms\x02",
     );
     check(
-        row(TokenKind::Access {
+        &row(TokenKind::Access {
             replaces: Some(TokenHash([7; 32])),
         }),
         r"\xa4duser\x01fdeviceaDdkind\xa1fAccess\xa1hreplacesX \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07jexpires_ms\x02",
     );
     check(
-        row(TokenKind::Refresh {
+        &row(TokenKind::Refresh {
             access: TokenHash([7; 32]),
         }),
         r"\xa4duser\x01fdeviceaDdkind\xa1gRefresh\xa1faccessX \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07jexpires_ms\x02",
     );
     let (nonce, access) = (TokenHash([8; 32]), TokenHash([7; 32]));
     check(
-        row(TokenKind::Exchanged {
+        &row(TokenKind::Exchanged {
             at_ms: 3,
             nonce,
             access,
@@ -93,7 +93,7 @@ fn what_registration_keeps_has_these_bytes() {
         registration_token: Some("t".to_owned()),
     };
     check(
-        Cbor(row),
+        &Cbor(row),
         r"\xa3ioperationX \x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07icompleted\x81mm.login.dummyrregistration_tokenat",
     );
     let row = RegistrationToken {
@@ -103,7 +103,7 @@ fn what_registration_keeps_has_these_bytes() {
         expires_ms: Some(4),
     };
     check(
-        Cbor(row),
+        &Cbor(row),
         r"\xa4luses_allowed\x02icompleted\x01ppending_until_ms\x81\x03jexpires_ms\x04",
     );
 }

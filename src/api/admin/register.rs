@@ -49,20 +49,16 @@ pub(super) fn routes() -> Routes {
     let nonces = Arc::new(Mutex::new(Nonces::default()));
     let given = Arc::clone(&nonces);
     Routes::default()
-        .plain(Method::GET, PATH, move |server, request| {
-            nonce(server, request, Arc::clone(&given))
+        .plain(Method::GET, PATH, move |server, _request| {
+            std::future::ready(nonce(&server, &given))
         })
         .plain(Method::POST, PATH, move |server, request| {
             register(server, request, Arc::clone(&nonces))
         })
 }
 
-async fn nonce(
-    server: Arc<Server>,
-    _request: PlainRequest,
-    nonces: Arc<Mutex<Nonces>>,
-) -> Result<Response, Error> {
-    secret(&server)?;
+fn nonce(server: &Server, nonces: &Mutex<Nonces>) -> Result<Response, Error> {
+    secret(server)?;
     let now_ms = server.clock.now_ms();
     let nonce = server.clock.random_string(32);
     nonces

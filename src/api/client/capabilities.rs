@@ -24,7 +24,7 @@ pub(super) fn routes() -> Routes {
 /// Every capability is said, also those with the value that clients would assume: some look whether it is there.
 async fn get_capabilities(
     server: Arc<Server>,
-    _session: Arc<Session>,
+    session: Arc<Session>,
     _request: get_capabilities::v3::Request,
 ) -> Result<RawJson, Error> {
     let available: BTreeMap<&str, &str> = version::CREATABLE
@@ -32,7 +32,7 @@ async fn get_capabilities(
         .map(|version| (version.as_str(), "stable"))
         .collect();
     let default = server.config.rooms.default_version.as_str();
-    let capabilities = json!({
+    let mut capabilities = json!({
         "m.change_password": { "enabled": true },
         "m.room_versions": { "default": default, "available": available },
         "m.set_displayname": { "enabled": true },

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use ruma::api::{
-    client::config::{get_global_account_data, get_room_account_data, set_global_account_data, set_room_account_data},
+    client::config::{
+        get_global_account_data, get_room_account_data, set_global_account_data,
+        set_room_account_data,
+    },
     error::ErrorCode,
 };
 use serde_json::value::RawValue;
@@ -74,7 +77,13 @@ async fn get_room_account_data(
 ) -> Result<RawJson, Error> {
     super::require_self(&session, &request.user_id)?;
     let room = super::room_number(&server, &request.room_id)?;
-    get(&server, session.user_number, room.0, request.event_type.to_string()).await
+    get(
+        &server,
+        session.user_number,
+        room.0,
+        request.event_type.to_string(),
+    )
+    .await
 }
 
 async fn set_room_account_data(
@@ -87,7 +96,10 @@ async fn set_room_account_data(
     check_writable(&event_type)?;
     let room = super::room_number(&server, &request.room_id)?;
     let content = request.data.into_json();
-    server.accounts.set_account_data(session.user_number, room.0, &event_type, &content).await?;
+    server
+        .accounts
+        .set_account_data(session.user_number, room.0, &event_type, &content)
+        .await?;
     Ok(set_room_account_data::v3::Response::new())
 }
 

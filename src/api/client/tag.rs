@@ -26,7 +26,10 @@ use crate::{
 const MAX_TAG_BYTES: usize = 255;
 
 pub(super) fn routes() -> Routes {
-    Routes::default().endpoint(get_tags).endpoint(create_tag).endpoint(delete_tag)
+    Routes::default()
+        .endpoint(get_tags)
+        .endpoint(create_tag)
+        .endpoint(delete_tag)
 }
 
 async fn get_tags(
@@ -37,7 +40,10 @@ async fn get_tags(
     super::require_self(&session, &request.user_id)?;
     let room = super::room_number(&server, &request.room_id)?;
     let (accounts, user) = (server.accounts.clone(), session.user_number);
-    let content = server.store.read(move |snapshot| accounts.account_data(snapshot, user, room.0, TAGS)).await?;
+    let content = server
+        .store
+        .read(move |snapshot| accounts.account_data(snapshot, user, room.0, TAGS))
+        .await?;
     let tags = json!({ "tags": tags_of(content.as_deref()) });
     Ok(RawJson(tags.to_string().into()))
 }
@@ -86,14 +92,20 @@ async fn change(
         if before == after {
             return Ok(None);
         }
-        to_raw_value(&json!({ "tags": after })).map(Some).map_err(|_| AccountsError::DamagedAccountData)
+        to_raw_value(&json!({ "tags": after }))
+            .map(Some)
+            .map_err(|_error| AccountsError::DamagedAccountData)
     };
-    server.accounts.update_account_data(session.user_number, room.0, TAGS, edit).await?;
+    server
+        .accounts
+        .update_account_data(session.user_number, room.0, TAGS, edit)
+        .await?;
     Ok(())
 }
 
 fn tags_of(content: Option<&RawValue>) -> Map<String, Value> {
-    let content: Option<Value> = content.and_then(|content| serde_json::from_str(content.get()).ok());
+    let content: Option<Value> =
+        content.and_then(|content| serde_json::from_str(content.get()).ok());
     match content {
         Some(Value::Object(mut content)) => match content.remove("tags") {
             Some(Value::Object(tags)) => tags,
