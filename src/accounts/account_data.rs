@@ -211,10 +211,10 @@ impl Accounts {
         let this = self.clone();
         match event_type {
             PUSH_RULES => {
-                batch.on_publish(move |position| this.inner.push_rules.forget(&user, position))
+                batch.before_publish(move |position| this.inner.push_rules.forget(&user, position))
             }
             IGNORED_USERS => {
-                batch.on_publish(move |position| this.inner.ignored.forget(&user, position))
+                batch.before_publish(move |position| this.inner.ignored.forget(&user, position))
             }
             _ => {}
         }

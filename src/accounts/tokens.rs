@@ -346,7 +346,7 @@ impl Accounts {
     /// The sessions of `tokens` are read again once `batch` is published.
     pub(super) fn forget_sessions(&self, batch: &mut Batch, tokens: Vec<TokenHash>) {
         let this = self.clone();
-        batch.on_publish(move |position| {
+        batch.before_publish(move |position| {
             for token in &tokens {
                 this.inner.sessions.forget(token, position);
             }

@@ -360,7 +360,7 @@ impl Rooms {
     /// Drops what is cached of a user's rooms when `batch` becomes visible.
     pub(super) fn invalidate_user_rooms(&self, batch: &mut Batch, user: UserNumber) {
         let rooms = self.clone();
-        batch.on_publish(move |position| {
+        batch.before_publish(move |position| {
             let caches = &rooms.caches;
             caches
                 .membership_changed

@@ -412,7 +412,7 @@ impl Rooms {
         redacted: Option<StoredEvent>,
     ) {
         let rooms = self.clone();
-        batch.on_publish(move |position| {
+        batch.before_publish(move |position| {
             let mut event = Arc::unwrap_or_clone(event);
             event.meta.position = position;
             let weight = event.weight();

@@ -16,7 +16,7 @@ pub enum PositionAt {
     Value(usize),
 }
 
-type Hook = Box<dyn FnOnce(Position) + Send>;
+pub(super) type Hook = Box<dyn FnOnce(Position) + Send>;
 
 /// Writes that happen together or not at all, at one [`Position`].
 #[derive(Default)]
@@ -27,6 +27,7 @@ pub struct Batch {
     stamps: Vec<usize>,
     log: Vec<u8>,
     wake: Vec<Topic>,
+    hooks_before: Vec<Hook>,
     hooks: Vec<Hook>,
     has_expectations: bool,
     relaxed: bool,
@@ -167,8 +168,16 @@ impl Batch {
         self.relaxed = true;
     }
 
-    /// Runs on the committer's thread after the batch is durable and before waiters wake: for what readers find in
-    /// memory (summaries, caches). Must be short and must not block.
+    /// Runs on the committer's thread when the batch is durable, before any snapshot shows it: for what readers find
+    /// in memory and must never be older than their snapshot (summaries, caches). Who reads it with an older snapshot
+    /// finds what is newer, and must not put back what it replaced: compare positions. Must be short and must not
+    /// block.
+    pub fn before_publish(&mut self, then: impl FnOnce(Position) + Send + 'static) {
+        self.hooks_before.push(Box::new(then));
+    }
+
+    /// Runs on the committer's thread when snapshots show the batch, before waiters wake: for what may be dropped
+    /// because it can be read now. Must be short and must not block.
     pub fn on_publish(&mut self, then: impl FnOnce(Position) + Send + 'static) {
         self.hooks.push(Box::new(then));
     }
@@ -192,12 +201,14 @@ impl Batch {
             .extend(other.stamps.iter().map(|place| place + base));
         self.log.append(&mut other.log);
         self.wake.append(&mut other.wake);
+        self.hooks_before.append(&mut other.hooks_before);
         self.hooks.append(&mut other.hooks);
         self.has_expectations |= other.has_expectations;
     }
 
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty() && self.log.is_empty() && self.wake.is_empty() && self.hooks.is_empty()
+        let has_hooks = !self.hooks_before.is_empty() || !self.hooks.is_empty();
+        self.ops.is_empty() && self.log.is_empty() && self.wake.is_empty() && !has_hooks
     }
 
     /// About how much it takes in memory and in the write-ahead log.
@@ -289,6 +300,10 @@ impl Batch {
 
     pub(super) fn topics(&self) -> &[Topic] {
         &self.wake
+    }
+
+    pub(super) fn take_hooks_before(&mut self) -> Vec<Hook> {
+        std::mem::take(&mut self.hooks_before)
     }
 
     pub(super) fn take_hooks(&mut self) -> Vec<Hook> {

@@ -19,7 +19,7 @@ use crate::clock::Clock;
 
 use super::{
     Batch, Error, Family, Position, Raw, Result, Topic,
-    batch::{Expectation, Write},
+    batch::{Expectation, Hook, Write},
     engine::{Engine, View},
     log::{self, Trimmer},
     meta, number,
@@ -336,31 +336,38 @@ impl Committer {
         Ok(())
     }
 
-    /// First the memory of readers, then the view: who sees a position in a snapshot finds what its hooks left.
+    /// Around the moment in which snapshots begin to show the group stand the hooks: see [`Batch::before_publish`].
     fn publish(&self, accepted: &mut [(Position, Queued)], last: Position) -> Result<()> {
         let mut topics = vec![Topic::Log];
-        for (position, queued) in accepted {
+        for (position, queued) in accepted.iter_mut() {
             topics.extend_from_slice(queued.batch.topics());
             if !queued.batch.log_row().is_empty() {
                 self.shared.ring.push(*position, queued.batch.log_row());
             }
-            for hook in queued.batch.take_hooks() {
-                let ran = catch_unwind(AssertUnwindSafe(|| hook(*position)));
-                ran.map_err(|_panic| {
-                    Error::Engine("what follows a commit has panicked".to_owned())
-                })?;
-            }
+            run_hooks(queued.batch.take_hooks_before(), *position)?;
         }
         self.shared.published.store(Arc::new(Published {
             position: last,
             view: self.engine.view(),
             counters: Arc::clone(&self.shared.counters),
         }));
+        for (position, queued) in accepted {
+            run_hooks(queued.batch.take_hooks(), *position)?;
+        }
         topics.sort_unstable();
         topics.dedup();
         self.shared.watch.touch(&topics);
         Ok(())
     }
+}
+
+/// A hook that panics has left memory and disk in disagreement: as bad as a failed write.
+fn run_hooks(hooks: Vec<Hook>, position: Position) -> Result<()> {
+    for hook in hooks {
+        catch_unwind(AssertUnwindSafe(|| hook(position)))
+            .map_err(|_panic| Error::Engine("what follows a commit has panicked".to_owned()))?;
+    }
+    Ok(())
 }
 
 /// Whether all that `batch` expects is so after the batches `earlier` in its group.

@@ -406,6 +406,22 @@ async fn preconditions_see_earlier_batches_of_their_group(store: Store) {
     );
 }
 
+async fn hooks_run_before_and_after_snapshots_show_the_batch(store: Store) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let look = |batch: &mut Batch, when: fn(&mut Batch, Box<dyn FnOnce(Position) + Send>)| {
+        let (seen, store) = (Arc::clone(&seen), store.clone());
+        let hook =
+            move |position: Position| seen.lock().unwrap().push(store.position() >= position);
+        when(batch, Box::new(hook));
+    };
+    let mut batch = Batch::new();
+    batch.put(&NEIGHBOR, &(1,), &1);
+    look(&mut batch, |batch, hook| batch.on_publish(hook));
+    look(&mut batch, |batch, hook| batch.before_publish(hook));
+    store.submit(batch).await.unwrap();
+    assert_eq!(*seen.lock().unwrap(), [false, true]);
+}
+
 async fn callers_wait_while_the_queue_is_full(store: Store) {
     let (release, held) = std::sync::mpsc::channel::<()>();
     let mut batch = Batch::new();
@@ -994,6 +1010,7 @@ cases! {
     positions_are_given_in_order_without_holes
     a_failed_precondition_writes_nothing_and_takes_no_position
     preconditions_see_earlier_batches_of_their_group
+    hooks_run_before_and_after_snapshots_show_the_batch
     callers_wait_while_the_queue_is_full
     counters_add_up
     positions_are_written_into_keys_and_values
