@@ -10,6 +10,7 @@ mod devices;
 mod directory;
 mod filters;
 mod numbers;
+mod own_rules;
 mod password;
 mod profile;
 mod push_rules;
@@ -34,6 +35,7 @@ pub use self::{
     account_data::{AccountData, GLOBAL, IGNORED_USERS, Ignored, PUSH_RULES, TAGS},
     devices::{DeviceInfo, NewDevice},
     directory::Found,
+    own_rules::OwnRules,
     password::Config as PasswordConfig,
     profile::{AVATAR_URL, DISPLAYNAME, Profile},
     push_rules::{PushRuleChange, PushRuleError},
@@ -108,6 +110,7 @@ struct Inner {
     sessions: Cache<TokenHash, Known>,
     push_rules: Cache<UserNumber, Arc<Ruleset>>,
     ignored: Cache<UserNumber, Ignored>,
+    own_rules: Mutex<own_rules::Known>,
     filters: Cache<(UserNumber, u64), Arc<FilterDefinition>>,
     sightings: Mutex<Sightings>,
     directory: Mutex<Directory>,
@@ -175,6 +178,7 @@ impl Accounts {
             sessions: Cache::new(CACHED_SESSIONS),
             push_rules: Cache::new(CACHED_PUSH_RULES),
             ignored: Cache::new(CACHED_IGNORED),
+            own_rules: Mutex::default(),
             filters: Cache::new(CACHED_FILTERS),
             sightings: Mutex::default(),
             directory: Mutex::default(),

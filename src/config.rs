@@ -24,7 +24,7 @@ pub use self::{
     schema::{Schema, example, inline, schema},
     tree::{Node, NodeValue, Origin},
 };
-use crate::{accounts, rooms, storage, telemetry};
+use crate::{accounts, ephemeral, rooms, storage, telemetry};
 
 /// The sections in the order of the example file. A list stands before the first table, where TOML wants it.
 pub const SECTIONS: &[&str] = &[
@@ -37,6 +37,7 @@ pub const SECTIONS: &[&str] = &[
     "accounts",
     "registration",
     "rooms",
+    "presence",
     "rate_limits",
     "limits",
     "admin",
@@ -58,6 +59,7 @@ pub struct Config {
     pub accounts: accounts::Config,
     pub registration: accounts::RegistrationConfig,
     pub rooms: rooms::Config,
+    pub presence: ephemeral::Config,
     pub rate_limits: rate_limits::Config,
     pub limits: LimitsSection,
     pub admin: AdminSection,
@@ -77,6 +79,7 @@ impl Default for Config {
             accounts: accounts::Config::default(),
             registration: accounts::RegistrationConfig::default(),
             rooms: rooms::Config::default(),
+            presence: ephemeral::Config::default(),
             rate_limits: rate_limits::Config::default(),
             limits: LimitsSection::default(),
             admin: AdminSection::default(),

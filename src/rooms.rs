@@ -50,6 +50,7 @@ pub use self::{
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
     timeline::{Placed, TimelineRow},
+    unread::{Count, ReadThread, Unread, UnreadThreads},
     verify::Violation,
     visibility::Sight,
     visible_users::VisibleUsers,
@@ -164,6 +165,7 @@ pub struct Inner {
     caches: Caches,
     /// Key of the fingerprints of states; fixed for the life of the database.
     fingerprint_key: FingerprintKey,
+    habits: unread::HabitsCache,
 }
 
 /// What is kept in memory of every room, as published.
@@ -239,6 +241,7 @@ impl Rooms {
             numbers,
             locks: Locks::new(),
             alias_locks: Locks::new(),
+            habits: unread::HabitsCache::default(),
             heads: Mutex::new(LruCache::unbounded()),
             published: RwLock::new(published),
         };

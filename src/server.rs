@@ -14,6 +14,7 @@ use crate::{
     accounts::{self, Accounts},
     clock::Clock,
     config::Config,
+    ephemeral::Ephemeral,
     rooms::{self, Rooms},
     storage::{self, Store},
     tasks::{Stage, Stop, Tasks},
@@ -51,6 +52,7 @@ pub struct Server {
     pub setup: Setup,
     pub accounts: Accounts,
     pub rooms: Rooms,
+    pub ephemeral: Ephemeral,
 }
 
 /// One thing that a server needs to serve.
@@ -105,6 +107,18 @@ impl Server {
             accounts.clone(),
             config.rooms.clone(),
         )?;
+        let ephemeral = Ephemeral::new(
+            store.clone(),
+            clock.clone(),
+            accounts.clone(),
+            rooms.clone(),
+            config.presence.clone(),
+        );
+        let task = ephemeral.clone();
+        tasks.start("ephemeral", Stage::Followers, move |stop| {
+            let task = task.clone();
+            async move { task.run(stop).await }
+        });
         Ok(Arc::new(Self {
             setup: Setup::new(&clock),
             config,
@@ -115,6 +129,7 @@ impl Server {
             store,
             accounts,
             rooms,
+            ephemeral,
         }))
     }
 

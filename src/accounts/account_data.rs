@@ -12,7 +12,7 @@ use ruma::{OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{ACCOUNT_DATA_CHANGED, Accounts, Error, UserNumber};
+use super::{ACCOUNT_DATA_CHANGED, Accounts, Error, UserNumber, own_rules::put_own_rules};
 use crate::storage::{
     Batch, Family, Order, Position, PositionAt, Raw, Record, Snapshot, Table, Text, Topic,
 };
@@ -211,10 +211,18 @@ impl Accounts {
         let this = self.clone();
         match event_type {
             PUSH_RULES => {
-                batch.before_publish(move |position| this.inner.push_rules.forget(&user, position))
+                put_own_rules(batch, user);
+                batch.before_publish(move |position| {
+                    this.inner.push_rules.forget(&user, position);
+                    this.note_own_rules(user, position);
+                });
             }
             IGNORED_USERS => {
-                batch.before_publish(move |position| this.inner.ignored.forget(&user, position))
+                put_own_rules(batch, user);
+                batch.before_publish(move |position| {
+                    this.inner.ignored.forget(&user, position);
+                    this.note_own_rules(user, position);
+                });
             }
             _ => {}
         }

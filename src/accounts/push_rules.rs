@@ -7,8 +7,9 @@ use std::sync::Arc;
 use ruma::{
     UserId,
     push::{
-        Action, InsertPushRuleError, NewPushRule, RemovePushRuleError, RuleKind, RuleNotFoundError,
-        Ruleset,
+        Action, ConditionalPushRuleInit, HighlightTweakValue, InsertPushRuleError, NewPushRule,
+        PatternedPushRuleInit, PushCondition, RemovePushRuleError, RuleKind, RuleNotFoundError,
+        Ruleset, SoundTweakValue, Tweak,
     },
 };
 use serde::Deserialize;
@@ -83,6 +84,11 @@ impl Accounts {
         Ok(rules)
     }
 
+    /// The rules of a user who never changed any.
+    pub fn default_push_rules(&self, id: &UserId) -> Ruleset {
+        server_defaults(id)
+    }
+
     /// The content of `m.push_rules` as clients get it.
     pub fn push_rules_content(
         &self,
@@ -140,7 +146,40 @@ fn server_defaults(id: &UserId) -> Ruleset {
     let mut rules = Ruleset::server_default(id);
     // They are about thread subscriptions, which the server does not have: they would silence all threads.
     rules.postcontent.clear();
+    add_name_rules(&mut rules, id);
     rules
+}
+
+/// Rules that look for names in texts. They are no longer in the specification, and do not apply to events that say whom they
+/// mention; bridges, bots and older clients do not say it.
+///
+/// Spec: c2s, "Predefined Rules", up to version 1.16.
+fn add_name_rules(rules: &mut Ruleset, id: &UserId) {
+    let sound = Action::SetTweak(Tweak::Sound(SoundTweakValue::Default));
+    let highlight = Action::SetTweak(Tweak::Highlight(HighlightTweakValue::Yes));
+    let actions = vec![Action::Notify, sound, highlight];
+    #[expect(deprecated, reason = "no longer in the specification, but in use")]
+    let by_display_name = ConditionalPushRuleInit {
+        actions: actions.clone(),
+        default: true,
+        enabled: true,
+        rule_id: ".m.rule.contains_display_name".to_owned(),
+        conditions: vec![PushCondition::ContainsDisplayName],
+    };
+    let after = rules
+        .override_
+        .get_index_of(".m.rule.is_user_mention")
+        .map_or(0, |index| index + 1);
+    let (added, _) = rules.override_.insert_full(by_display_name.into());
+    rules.override_.move_index(added, after);
+    let by_user_name = PatternedPushRuleInit {
+        actions,
+        default: true,
+        enabled: true,
+        rule_id: ".m.rule.contains_user_name".to_owned(),
+        pattern: id.localpart().to_owned(),
+    };
+    rules.content.insert(by_user_name.into());
 }
 
 fn content_of(rules: &Ruleset) -> Result<Box<RawValue>, Error> {

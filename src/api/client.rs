@@ -11,13 +11,17 @@ mod events;
 mod filter;
 mod membership;
 mod message;
+mod presence;
 mod profile;
 mod push;
+mod read_marker;
+mod receipt;
 mod redact;
 mod room;
 mod session;
 mod state;
 mod tag;
+mod typing;
 mod uiaa;
 mod user_directory;
 mod wanted;
@@ -27,6 +31,7 @@ use ruma::{OwnedEventId, RoomId, UserId};
 use super::{error::Error, routes::Routes};
 use crate::{
     accounts::Session,
+    ephemeral::Who,
     rooms::{self, NewEvent, RoomNumber},
     server::Server,
 };
@@ -52,6 +57,18 @@ pub(super) fn routes() -> Routes {
         .join(state::routes())
         .join(redact::routes())
         .join(context::routes())
+        .join(receipt::routes())
+        .join(read_marker::routes())
+        .join(typing::routes())
+        .join(presence::routes())
+}
+
+/// The user of a session.
+fn who(session: &Session) -> Who {
+    Who {
+        number: session.user_number,
+        id: session.user.clone(),
+    }
 }
 
 /// Refuses what one user asks about another's account.

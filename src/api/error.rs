@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, rooms, storage};
+use crate::{accounts, ephemeral, rooms, storage};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -339,6 +339,23 @@ impl From<rooms::Error> for Error {
             E::Storage(error) => error.into(),
             E::Accounts(error) => error.into(),
             error @ E::NotInMemory => Self::internal(error),
+        }
+    }
+}
+
+impl From<ephemeral::Error> for Error {
+    fn from(error: ephemeral::Error) -> Self {
+        use ephemeral::Error as E;
+        match error {
+            E::NotJoined => Self::forbidden("You are not in this room"),
+            E::NotShared => Self::forbidden("You share no room with this user"),
+            E::UnknownEvent => Self::not_found("There is no such event in this room"),
+            error @ (E::WrongThread | E::UnknownState | E::StatusTooLong) => {
+                Self::invalid_param(error.to_string())
+            }
+            E::Rooms(error) => error.into(),
+            E::Accounts(error) => error.into(),
+            E::Storage(error) => error.into(),
         }
     }
 }

@@ -85,6 +85,8 @@ pub(super) struct Head {
     pub(super) handed: u64,
     closed_at: u64,
     published: Arc<AtomicU64>,
+    /// What counting unread events needs.
+    pub(super) unread: super::unread::Memory,
 }
 
 /// Entries of [`Head::known`] before it is emptied.
@@ -147,6 +149,7 @@ impl Head {
             handed: 0,
             closed_at: 0,
             published: Arc::default(),
+            unread: super::unread::Memory::default(),
         })
     }
 
@@ -219,6 +222,7 @@ impl Head {
         if everything {
             *newer = Fresh::default();
             newer_transactions.clear();
+            self.unread.settle();
         }
         self.closed_at = self.submitted;
         if self.known.len() > MAX_KNOWN {

@@ -1,50 +1,315 @@
-//! Unread counts: running ordinals on every event, markers where a user has read to, and exceptions from the defaults.
+//! Unread counts: running ordinals on every event, markers where a user has read to, and exceptions from what everybody's
+//! push rules make of an event.
 //!
+//! A count is a difference of two ordinals, so that a message costs nothing per member. What is true of single users only is
+//! an exception: mentions, and what users make of the event who have rules of their own (those are evaluated for each
+//! event). Exceptions are differences from the default, so a user's rules may change at any time without a recount.
 //! engine.md section 11.
 
-use super::{
-    Error, EventMeta, RoomNumber, Rooms, StoredEvent, TypeNumber, event::flag, head::Head,
-    state::Source,
+mod content;
+mod locals;
+mod markers;
+mod rules;
+
+use std::{collections::HashMap, sync::Arc};
+
+use ruma::OwnedUserId;
+
+pub use self::markers::{Count, ReadThread, Unread, UnreadThreads};
+pub(super) use self::rules::HabitsCache;
+use self::{
+    content::Look,
+    locals::Locals,
+    markers::{EXCEPTIONS, Exception, MARKERS, MENTIONS, Marker, Source as MarkerSource, THREADS},
+    rules::Evaluation,
 };
-use crate::{events::Pdu, storage::Batch};
+use super::{
+    Class, Error, EventMeta, RoomNumber, Rooms, StoredEvent, TypeNumber, event::flag, head::Head,
+    membership::MembershipChange, state::Source,
+};
+use crate::{
+    accounts::UserNumber,
+    events::{EventNumber, Pdu, PowerLevels},
+    storage::{Batch, Index, Position},
+};
+
+/// Threads whose ordinal a writer keeps in memory.
+const MAX_THREADS: usize = 1_024;
 
 /// What an event counts as.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Counted {
     /// The event moves its room up in a list of rooms.
     pub(super) moves_up: bool,
     /// Ordinal of the main timeline after the event.
     pub(super) ord_main: u64,
+    /// Everybody is highlighted.
+    is_room_mention: bool,
+    /// A user of this server sent it, and it would count: who writes has read.
+    is_own: bool,
+    exceptions: Vec<(UserNumber, Exception)>,
+    /// What had to be read for this event and serves the next ones.
+    learnt: Learnt,
 }
 
-/// Gives the event its ordinals.
+/// What a writer keeps in memory for the next events.
+#[derive(Clone, Debug, Default)]
+struct Learnt {
+    locals: Option<Arc<Locals>>,
+    /// Members whose rules have to be evaluated, and when the rules changed by which that was found.
+    evaluated: Option<(Position, Arc<Vec<UserNumber>>)>,
+}
+
+/// The part of a [`Head`] that counts.
+#[derive(Default)]
+pub(super) struct Memory {
+    learnt: Learnt,
+    /// The ordinals of threads.
+    threads: HashMap<EventNumber, u64>,
+}
+
+impl Memory {
+    /// Moves on to after an event.
+    pub(super) fn advance(
+        &mut self,
+        rooms: &Rooms,
+        event: &StoredEvent,
+        change: Option<&MembershipChange>,
+        counted: &mut Counted,
+    ) {
+        if let Some(root) = event.meta.thread_root {
+            self.threads.insert(root, event.meta.ord_thread);
+        }
+        if counted.learnt.locals.is_some() {
+            self.learnt.locals = counted.learnt.locals.take();
+        }
+        if counted.learnt.evaluated.is_some() {
+            self.learnt.evaluated = counted.learnt.evaluated.take();
+        }
+        let Some(change) = change.filter(|change| change.is_local) else {
+            return;
+        };
+        if change.before != Some(Class::Join) || change.after != Class::Join {
+            self.learnt.evaluated = None;
+        }
+        if let Some(locals) = &mut self.learnt.locals {
+            Arc::make_mut(locals).change(rooms, change.user, &event.pdu);
+        }
+    }
+
+    /// Forgets what the store has, if it has grown too large. Nothing is in flight.
+    pub(super) fn settle(&mut self) {
+        if self.threads.len() > MAX_THREADS {
+            self.threads.clear();
+        }
+    }
+
+    fn thread_ordinal(&self, source: &Source<'_>, root: EventNumber) -> Result<u64, Error> {
+        match self.threads.get(&root) {
+            Some(ordinal) => Ok(*ordinal),
+            None if source.unborn => Ok(0),
+            None => {
+                let snapshot = source.snapshot.ok_or(Error::NotInMemory)?;
+                markers::thread_ordinal(snapshot, source.room, root, i64::MAX)
+            }
+        }
+    }
+}
+
+/// Types that move a room up in a list.
+///
+/// Spec: MSC4186, "bump_event_types".
+const MOVE_UP: &[&str] = &[
+    "m.room.create",
+    "m.room.message",
+    "m.room.encrypted",
+    "m.sticker",
+    "m.call.invite",
+    "m.poll.start",
+    "m.beacon_info",
+];
+
+/// Gives the event its ordinals, and finds out for whom it counts otherwise than by default.
 pub(super) fn count(
-    _rooms: &Rooms,
+    rooms: &Rooms,
     head: &Head,
-    _source: &Source<'_>,
+    source: &Source<'_>,
     pdu: &Pdu,
     meta: &mut EventMeta,
 ) -> Result<Counted, Error> {
-    let notifies = pdu.state_key.is_none()
-        && matches!(meta.event_type, TypeNumber::MESSAGE | TypeNumber::ENCRYPTED);
-    let added = u64::from(notifies);
-    if notifies {
+    let look = Look::at(pdu);
+    let may_notify_room = look.mentions_room && may_notify_room(head, source, pdu)?;
+    let default = rules::default_verdict(pdu, &look, may_notify_room);
+    let added = u64::from(default.notify);
+    if default.notify {
         meta.flags |= flag::NOTIFIES;
     }
     meta.ord_all = head.row.ord_all + added;
-    meta.ord_room = head.row.ord_room;
-    meta.ord_thread = head.row.ord_main + added;
-    Ok(Counted {
-        moves_up: notifies,
-        ord_main: head.row.ord_main + added,
-    })
+    meta.ord_room = head.row.ord_room + u64::from(default.highlight);
+    let mut counted = Counted {
+        moves_up: moves_up(pdu, meta),
+        ord_main: head.row.ord_main,
+        is_room_mention: default.highlight,
+        is_own: default.notify && rooms.accounts.is_local(&pdu.sender),
+        ..Counted::default()
+    };
+    match meta.thread_root {
+        Some(root) => meta.ord_thread = head.unread.thread_ordinal(source, root)? + added,
+        None => {
+            counted.ord_main += added;
+            meta.ord_thread = counted.ord_main;
+        }
+    }
+    let candidates = candidates(rooms, head, source, (pdu, &look), &mut counted.learnt)?;
+    if !candidates.is_empty() {
+        let evaluation = Evaluation::new(head, pdu, default, may_notify_room);
+        for (user, id, name) in candidates
+            .into_iter()
+            .filter(|(_, id, _)| *id != pdu.sender)
+        {
+            let difference = evaluation.difference(rooms, source, user, (&id, &name))?;
+            if let Some(exception) = difference {
+                counted.exceptions.push((user, exception));
+            }
+        }
+    }
+    Ok(counted)
+}
+
+fn moves_up(pdu: &Pdu, meta: &EventMeta) -> bool {
+    matches!(meta.event_type, TypeNumber::MESSAGE | TypeNumber::ENCRYPTED)
+        || MOVE_UP.contains(&pdu.event_type.to_string().as_str())
+}
+
+/// Whether the sender may mention everybody.
+fn may_notify_room(head: &Head, source: &Source<'_>, pdu: &Pdu) -> Result<bool, Error> {
+    let state = |event_type: &str| match source.rooms.state_key(event_type, "") {
+        Some(key) => head.state(source, &key),
+        None => Ok(None),
+    };
+    let Some((_, create)) = state("m.room.create")? else {
+        return Ok(false);
+    };
+    let levels = state("m.room.power_levels")?;
+    let levels = levels.as_ref().map(|(_, event)| &*event.pdu);
+    let levels = PowerLevels::new(&head.rules.authorization, levels, &create.pdu);
+    Ok(levels.may_notify(&pdu.sender, "room"))
+}
+
+/// A member whose rules have to be evaluated: number, ID and name in the room.
+type Candidate = (UserNumber, OwnedUserId, String);
+
+/// The members of this server for whom the event may count otherwise than by default: who is mentioned, whose name it says,
+/// who has rules of their own.
+fn candidates(
+    rooms: &Rooms,
+    head: &Head,
+    source: &Source<'_>,
+    (pdu, look): (&Pdu, &Look<'_>),
+    learnt: &mut Learnt,
+) -> Result<Vec<Candidate>, Error> {
+    let known = &head.unread.learnt;
+    let own = rooms.accounts.own_rules(source.snapshot)?;
+    let own = own.ok_or(Error::NotInMemory)?;
+    let is_named = look
+        .mentioned
+        .iter()
+        .any(|user| rooms.accounts.is_local(user));
+    let has_text = look.body.is_some() && !look.has_mentions;
+    let evaluated = known
+        .evaluated
+        .as_ref()
+        .filter(|(at, _)| *at == own.changed);
+    let needs_evaluated = evaluated.is_none() && !own.users.is_empty();
+    if !(is_named || has_text || needs_evaluated) && evaluated.is_none_or(|(_, of)| of.is_empty()) {
+        return Ok(Vec::new());
+    }
+    let locals = match &known.locals {
+        Some(locals) => Arc::clone(locals),
+        None => {
+            let locals = Arc::new(Locals::load(rooms, head, source)?);
+            learnt.locals = Some(Arc::clone(&locals));
+            locals
+        }
+    };
+    let evaluated = match evaluated {
+        Some((_, evaluated)) => Arc::clone(evaluated),
+        None => {
+            let members = own.users.iter().filter(|user| locals.has(**user)).copied();
+            let evaluated = Arc::new(members.collect::<Vec<_>>());
+            learnt.evaluated = Some((own.changed, Arc::clone(&evaluated)));
+            evaluated
+        }
+    };
+    let mut found = Vec::new();
+    for user in &look.mentioned {
+        found.extend(locals.number(user));
+    }
+    if let Some(body) = look.body.as_deref().filter(|_| has_text) {
+        locals.named_in(body, &mut found);
+    }
+    for user in evaluated.iter() {
+        let habits = rules::habits(rooms, source.snapshot, *user, &own)?;
+        if habits.is_evaluated(&head.room_id) {
+            found.push(*user);
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    debug_assert!(pdu.depth > 0 || pdu.is_state());
+    Ok(found
+        .into_iter()
+        .filter_map(|user| locals.member(user))
+        .collect())
 }
 
 /// Adds markers and exceptions.
 pub(super) fn insert(
-    _batch: &mut Batch,
-    _room: RoomNumber,
-    _event: &StoredEvent,
-    _counted: &Counted,
+    batch: &mut Batch,
+    room: RoomNumber,
+    event: &StoredEvent,
+    change: Option<&MembershipChange>,
+    counted: &Counted,
 ) {
+    let meta = &event.meta;
+    let thread = meta.thread_root.map_or(ReadThread::Main, ReadThread::Root);
+    let index = Index(meta.index);
+    if let Some(root) = meta.thread_root
+        && meta.has(flag::NOTIFIES)
+    {
+        batch.put(&THREADS, &(room, root, index), &meta.ord_thread);
+    }
+    if counted.is_room_mention {
+        batch.put(&MENTIONS, &(room, index), &thread.key());
+    }
+    for (user, exception) in &counted.exceptions {
+        batch.put(&EXCEPTIONS, &(*user, room, thread.key(), index), exception);
+    }
+    let marker = Marker {
+        index: meta.index,
+        ord_all: meta.ord_all,
+        ord_thread: meta.ord_thread,
+        ord_room: meta.ord_room,
+    };
+    if counted.is_own {
+        let key = (meta.sender, room, thread.key(), MarkerSource::Sent as u8);
+        batch.put(&MARKERS, &key, &marker);
+    }
+    if let Some(change) = change
+        && change.is_local
+        && change.after == Class::Join
+        && change.before != Some(Class::Join)
+    {
+        // A membership is no part of a thread, so this is the ordinal of the main timeline.
+        let key = (
+            change.user,
+            room,
+            ReadThread::All.key(),
+            MarkerSource::Read as u8,
+        );
+        batch.put(&MARKERS, &key, &marker);
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -350,12 +350,14 @@ impl RoomWriter {
             membership,
             redaction,
             parent,
-            unread,
+            mut unread,
         } = authorized;
         let rooms = self.rooms.clone();
         let head = self.head_mut();
         let room = head.room;
         head.advance(&event, state.as_ref(), membership.as_ref(), &unread);
+        head.unread
+            .advance(&rooms, &event, membership.as_ref(), &mut unread);
         event::insert(&mut batch, room, &event, hash);
         timeline::insert(&mut batch, room, &event);
         head::insert(&mut batch, room, &head.row);
@@ -369,7 +371,7 @@ impl RoomWriter {
             }
         }
         super::relations::insert(&mut batch, room, &event, parent.as_deref());
-        unread::insert(&mut batch, room, &event, &unread);
+        unread::insert(&mut batch, room, &event, membership.as_ref(), &unread);
         if let Some(redacted) = &redaction {
             super::redact::insert(&mut batch, room, redacted);
         }

@@ -1,0 +1,390 @@
+//! How far users have read, as they show it to others and to themselves.
+//!
+//! Of each user, thread and kind the newest receipt is kept; an index by position answers what is new in a room since a sync
+//! token. What a receipt means for unread counts is written by `rooms` into the same batch.
+//!
+//! Spec: c2s, "Receipts", "Fully read markers".
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{PoisonError, RwLock},
+};
+
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId};
+use serde::{Deserialize, Serialize};
+use serde_json::{json, value::to_raw_value};
+
+use super::{Ephemeral, Error, Who};
+use crate::{
+    accounts::UserNumber,
+    rooms::{ReadThread, RoomNumber, StoredEvent},
+    storage::{Batch, Family, Locks, Order, Position, PositionAt, Snapshot, Stamped, Table, Topic},
+};
+
+static RECEIPTS: Table<(UserNumber, RoomNumber, u32, u8), Stamped<ReceiptRow>> =
+    Table::new("receipts", Family::Users, b'r');
+static BY_POSITION: Table<(RoomNumber, Position, UserNumber, u32, u8), ()> =
+    Table::new("receipts_by_position", Family::Timeline, b'q');
+
+/// Kind of the log entry of a receipt: room, user, thread u32, kind u8.
+const LOG_RECEIPT: u8 = 3;
+/// Receipts of a room that are told to somebody who knows none.
+const MAX_CURRENT: usize = 1_000;
+/// Account data of a room that says how far the user has read all there is.
+const FULLY_READ: &str = "m.fully_read";
+
+/// Who sees a receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum ReceiptKind {
+    /// `m.read`: everybody in the room.
+    Public = 1,
+    /// `m.read.private`: the user alone.
+    Private = 2,
+}
+
+impl ReceiptKind {
+    const fn of(byte: u8) -> Self {
+        match byte {
+            1 => Self::Public,
+            _ => Self::Private,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Public => "m.read",
+            Self::Private => "m.read.private",
+        }
+    }
+}
+
+/// What a receipt is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReceiptThread {
+    Unthreaded,
+    Main,
+    Root(OwnedEventId),
+}
+
+/// A receipt that a client sends.
+#[derive(Clone, Debug)]
+pub struct NewReceipt {
+    pub kind: ReceiptKind,
+    pub event: OwnedEventId,
+    pub thread: ReceiptThread,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct ReceiptRow {
+    event: String,
+    /// The place of the event in the timeline.
+    index: i64,
+    /// Milliseconds since the Unix epoch.
+    ts: u64,
+    /// As clients write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    thread: Option<String>,
+}
+
+/// One receipt, as it stands in `m.receipt`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReceiptContent {
+    pub ts: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_id: Option<String>,
+}
+
+/// The content of `m.receipt`: by event, kind and user.
+pub type Receipts =
+    BTreeMap<OwnedEventId, BTreeMap<&'static str, BTreeMap<OwnedUserId, ReceiptContent>>>;
+
+pub(super) struct State {
+    /// One change of a user's receipts at a time.
+    turns: Locks<UserNumber>,
+    /// The position of the last receipt of each room since the process started.
+    last: RwLock<HashMap<RoomNumber, Position>>,
+    started: Position,
+}
+
+impl State {
+    pub(super) fn new(started: Position) -> Self {
+        Self {
+            turns: Locks::new(),
+            last: RwLock::default(),
+            started,
+        }
+    }
+
+    /// Whether a room may have receipts after `since`.
+    fn may_have_since(&self, room: RoomNumber, since: Position) -> bool {
+        let last = self.last.read().unwrap_or_else(PoisonError::into_inner);
+        last.get(&room)
+            .map_or(since < self.started, |last| *last > since)
+    }
+}
+
+impl Ephemeral {
+    /// Notes how far a user has read: receipts, and the marker up to which everything is read. All or nothing, but for the
+    /// marker, which is account data.
+    ///
+    /// # Errors
+    /// [`Error::NotJoined`], [`Error::UnknownEvent`], [`Error::WrongThread`].
+    pub async fn read_up_to(
+        &self,
+        user: &Who,
+        room_id: &RoomId,
+        receipts: Vec<NewReceipt>,
+        fully_read: Option<OwnedEventId>,
+    ) -> Result<(), Error> {
+        let turn = self.inner.receipts.turns.lock(user.number).await;
+        let change = Change {
+            user: user.number,
+            room_id: room_id.to_owned(),
+            receipts,
+            fully_read,
+        };
+        let this = self.clone();
+        let prepared = self
+            .inner
+            .store
+            .read(move |snapshot| this.prepare_receipts(snapshot, &change))
+            .await?;
+        if let Some(batch) = prepared.batch {
+            self.inner.store.submit(batch).await?;
+        }
+        drop(turn);
+        if let Some(marker) = prepared.marker {
+            let content = to_raw_value(&json!({ "event_id": marker }))
+                .expect("an object with one text is JSON");
+            let (accounts, room) = (&self.inner.accounts, prepared.room.0);
+            accounts
+                .set_account_data(user.number, room, FULLY_READ, &content)
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn prepare_receipts(&self, snapshot: &Snapshot, change: &Change) -> Result<Prepared, Error> {
+        let room = self.joined_room(snapshot, change.user, &change.room_id)?;
+        let mut batch = Batch::new();
+        let mut placed = Vec::with_capacity(change.receipts.len());
+        for receipt in &change.receipts {
+            placed.push((receipt, self.place(snapshot, room, receipt)?));
+        }
+        // Two may move the same marker: the last write is the one that counts.
+        placed.sort_by_key(|(_, place)| place.event.meta.index);
+        for (receipt, place) in &placed {
+            self.put_receipt(snapshot, &mut batch, (change.user, room), (receipt, place))?;
+        }
+        let is_new = !batch.is_empty();
+        if is_new {
+            batch.relaxed();
+            let is_seen = |receipt: &NewReceipt| receipt.kind == ReceiptKind::Public;
+            batch.wake(match change.receipts.iter().any(is_seen) {
+                true => Topic::Room(room.0),
+                false => Topic::User(change.user.0),
+            });
+            let this = self.clone();
+            batch.before_publish(move |position| {
+                let last = &this.inner.receipts.last;
+                let mut last = last.write().unwrap_or_else(PoisonError::into_inner);
+                last.insert(room, position);
+            });
+        }
+        let marker = match &change.fully_read {
+            Some(event) => self.new_marker(snapshot, (change.user, room), event)?,
+            None => None,
+        };
+        Ok(Prepared {
+            room,
+            batch: is_new.then_some(batch),
+            marker,
+        })
+    }
+
+    /// The event and the thread that a receipt names.
+    fn place(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        receipt: &NewReceipt,
+    ) -> Result<Place, Error> {
+        let rooms = &self.inner.rooms;
+        let event = self.event(snapshot, room, &receipt.event)?;
+        let thread = match &receipt.thread {
+            ReceiptThread::Unthreaded => ReadThread::All,
+            ReceiptThread::Main => ReadThread::Main,
+            ReceiptThread::Root(root) => {
+                let root = rooms.event_in_room(snapshot, room, root)?;
+                ReadThread::Root(root.ok_or(Error::WrongThread)?.number)
+            }
+        };
+        match rooms.is_in_thread(snapshot, room, &event, thread)? {
+            true => Ok(Place { event, thread }),
+            false => Err(Error::WrongThread),
+        }
+    }
+
+    fn event(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        event: &EventId,
+    ) -> Result<std::sync::Arc<StoredEvent>, Error> {
+        let found = self.inner.rooms.event_in_room(snapshot, room, event)?;
+        found
+            .filter(|found| found.meta.is_visible())
+            .ok_or(Error::UnknownEvent)
+    }
+
+    /// Adds a receipt, unless a newer one is there.
+    fn put_receipt(
+        &self,
+        snapshot: &Snapshot,
+        batch: &mut Batch,
+        (user, room): (UserNumber, RoomNumber),
+        (receipt, place): (&NewReceipt, &Place),
+    ) -> Result<(), Error> {
+        let (thread, kind) = (place.thread.key(), receipt.kind as u8);
+        let key = (user, room, thread, kind);
+        let index = place.event.meta.index;
+        if let Some(Stamped(position, before)) = snapshot.get(&RECEIPTS, &key)? {
+            if before.index >= index {
+                return Ok(());
+            }
+            batch.delete(&BY_POSITION, &(room, position, user, thread, kind));
+        }
+        let row = ReceiptRow {
+            event: receipt.event.to_string(),
+            index,
+            ts: self.inner.clock.now_ms(),
+            thread: match &receipt.thread {
+                ReceiptThread::Unthreaded => None,
+                ReceiptThread::Main => Some("main".to_owned()),
+                ReceiptThread::Root(root) => Some(root.to_string()),
+            },
+        };
+        let at = PositionAt::Value(0);
+        batch.put_stamped(&RECEIPTS, &key, &Stamped(Position::default(), row), at);
+        let key = (room, Position::default(), user, thread, kind);
+        batch.put_stamped(&BY_POSITION, &key, &(), PositionAt::Key(4));
+        let mut payload = [0; 13];
+        for (to, from) in payload.chunks_mut(4).zip([room.0, user.0, thread]) {
+            to.copy_from_slice(&from.to_be_bytes());
+        }
+        payload[12] = kind;
+        batch.log(LOG_RECEIPT, &payload);
+        let rooms = &self.inner.rooms;
+        Ok(rooms.read_up_to(snapshot, batch, (user, room), (place.thread, &place.event))?)
+    }
+
+    /// The new place of the marker of what is fully read, unless it is there or further already.
+    fn new_marker(
+        &self,
+        snapshot: &Snapshot,
+        (user, room): (UserNumber, RoomNumber),
+        wanted: &EventId,
+    ) -> Result<Option<OwnedEventId>, Error> {
+        #[derive(Deserialize)]
+        struct Content {
+            event_id: OwnedEventId,
+        }
+        let wanted = self.event(snapshot, room, wanted)?;
+        let accounts = &self.inner.accounts;
+        let before = accounts.account_data(snapshot, user, room.0, FULLY_READ)?;
+        let before = before.and_then(|json| serde_json::from_str::<Content>(json.get()).ok());
+        if let Some(before) = before
+            && let Some(before) =
+                self.inner
+                    .rooms
+                    .event_in_room(snapshot, room, &before.event_id)?
+            && before.meta.index >= wanted.meta.index
+        {
+            return Ok(None);
+        }
+        Ok(Some(wanted.event_id().to_owned()))
+    }
+
+    /// The receipts of a room that are new since `since` (zero: all current ones), as `reader` sees them; `None` if there
+    /// are none. Costs no read where nothing is new.
+    pub fn receipts_since(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        since: Position,
+        reader: UserNumber,
+    ) -> Result<Option<Receipts>, Error> {
+        if !self.inner.receipts.may_have_since(room, since) {
+            return Ok(None);
+        }
+        let from = Position(since.0.saturating_add(1));
+        let rows = snapshot.scan(BY_POSITION.from(&(room, from), &(room,)), Order::Backward);
+        let mut keys = Vec::new();
+        for row in rows {
+            let ((_, _, user, thread, kind), ()) = row?;
+            let is_own = user == reader;
+            let is_shown = is_own || ReceiptKind::of(kind) == ReceiptKind::Public;
+            // The reader's own come in any case: they tell the client what is unread.
+            if is_shown && (is_own || keys.len() < MAX_CURRENT) {
+                keys.push((user, room, thread, kind));
+            }
+        }
+        if keys.is_empty() {
+            return Ok(None);
+        }
+        let rows = snapshot.get_many(&RECEIPTS, &keys)?;
+        let users: Vec<_> = keys.iter().map(|(user, ..)| *user).collect();
+        let users = self.inner.accounts.user_ids(snapshot, &users)?;
+        let mut receipts = Receipts::new();
+        for (((_, _, _, kind), user), row) in keys.iter().zip(users).zip(rows) {
+            let Some(Stamped(_, row)) = row else { continue };
+            add(&mut receipts, ReceiptKind::of(*kind), user, row);
+        }
+        Ok(Some(receipts))
+    }
+}
+
+/// Where a user has receipts for one event twice, the one for all threads is shown.
+///
+/// Spec: c2s, "Receipts" (MSC4102).
+fn add(receipts: &mut Receipts, kind: ReceiptKind, user: OwnedUserId, row: ReceiptRow) {
+    let Ok(event) = OwnedEventId::try_from(row.event) else {
+        return;
+    };
+    let users = receipts
+        .entry(event)
+        .or_default()
+        .entry(kind.name())
+        .or_default();
+    let receipt = ReceiptContent {
+        ts: row.ts,
+        thread_id: row.thread,
+    };
+    let is_better =
+        |known: &ReceiptContent| known.thread_id.is_some() && receipt.thread_id.is_none();
+    if users.get(&user).is_none_or(is_better) {
+        users.insert(user, receipt);
+    }
+}
+
+/// What a client says it has read.
+struct Change {
+    user: UserNumber,
+    room_id: OwnedRoomId,
+    receipts: Vec<NewReceipt>,
+    fully_read: Option<OwnedEventId>,
+}
+
+/// The event and the thread that a receipt names.
+struct Place {
+    event: std::sync::Arc<StoredEvent>,
+    thread: ReadThread,
+}
+
+/// What is to be written.
+struct Prepared {
+    room: RoomNumber,
+    batch: Option<Batch>,
+    marker: Option<OwnedEventId>,
+}

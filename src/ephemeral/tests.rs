@@ -1,0 +1,1 @@
+//! Typing, presence and receipts on a store in memory.
