@@ -61,8 +61,8 @@ doc: system ## The documentation of the code, without a warning.
 
 .PHONY: deny
 deny: system $(TOOLS)/bin/cargo-deny-$(CARGO_DENY_VERSION) ## Licenses, sources, banned crates, known vulnerabilities.
-	cargo-deny --config .deny.toml check licenses bans sources
-	@if cargo-deny --config .deny.toml fetch db >/dev/null 2>&1; then cargo-deny --config .deny.toml check advisories; \
+	cargo-deny --config .deny.toml check --hide-inclusion-graph licenses bans sources
+	@if cargo-deny --config .deny.toml fetch db >/dev/null 2>&1; then cargo-deny --config .deny.toml check --hide-inclusion-graph advisories; \
 	else echo "advisories: their database cannot be reached from here, so they were not checked"; fi
 
 .PHONY: spelling

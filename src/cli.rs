@@ -6,6 +6,7 @@
 mod administer;
 mod configuration;
 mod db;
+mod descriptors;
 mod health;
 mod output;
 mod serve;

@@ -31,11 +31,11 @@ pub struct Running {
     pub addresses: Vec<SocketAddr>,
 }
 
-/// Puts listeners before `server`.
+/// Puts listeners before `server`. To be called on the runtime that shall serve.
 ///
 /// # Errors
 /// A listener cannot be bound.
-pub async fn start(server: Arc<Server>) -> Result<Running, Error> {
+pub fn start(server: Arc<Server>) -> Result<Running, Error> {
     let limits = Arc::new(Limits::new(
         server.clock.clone(),
         server.config.rate_limits.clone(),

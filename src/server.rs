@@ -100,7 +100,7 @@ impl Server {
             settings,
             &metrics,
         );
-        let rooms = rooms::Rooms::new(
+        let rooms = Rooms::new(
             store.clone(),
             clock.clone(),
             signer,

@@ -151,11 +151,14 @@ impl fmt::Debug for Metrics {
 /// Requests by route, method and status.
 pub type Requests = Family<[(&'static str, String); 3], Counter>;
 
+/// Times of requests by route.
+pub type RequestSeconds = Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>;
+
 /// What is counted of requests.
 #[derive(Clone)]
 pub struct HttpMetrics {
     pub requests: Requests,
-    pub seconds: Family<[(&'static str, String); 1], Histogram, fn() -> Histogram>,
+    pub seconds: RequestSeconds,
     pub panics: Counter,
 }
 

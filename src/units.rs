@@ -93,7 +93,7 @@ impl fmt::Display for Period {
         ];
         match units
             .iter()
-            .find(|(_, size)| millis > 0 && millis % size == 0)
+            .find(|(_, size)| millis > 0 && millis.is_multiple_of(*size))
         {
             Some((unit, size)) => write!(formatter, "{}{unit}", millis / size),
             None => write!(formatter, "{millis}ms"),

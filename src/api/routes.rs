@@ -43,14 +43,8 @@ pub struct Client {
     pub user_agent: Option<HeaderValue>,
 }
 
-/// All there is to know of a request beside its typed form.
-pub(super) struct Incoming {
-    pub(super) request: http::Request<Bytes>,
-    pub(super) client: Client,
-}
-
 type Answer = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
-type Call = Box<dyn Fn(Arc<Server>, Arc<Limits>, Incoming, PathArgs) -> Answer + Send + Sync>;
+type Call = Box<dyn Fn(Arc<Server>, Arc<Limits>, PlainRequest) -> Answer + Send + Sync>;
 
 /// One endpoint with all its paths.
 pub(super) struct Route {
@@ -101,15 +95,9 @@ impl Routes {
         H: Handler<R, K>,
         K: 'static,
     {
-        let call: Call = Box::new(move |server, limits, incoming, args| {
-            Box::pin(answer::<R, K, H>(
-                handler.clone(),
-                bucket,
-                server,
-                limits,
-                incoming,
-                args,
-            ))
+        let call: Call = Box::new(move |server, limits, request| {
+            let handler = handler.clone();
+            Box::pin(answer::<R, K, H>(handler, bucket, server, limits, request))
         });
         let paths = path::all(R::PATH_BUILDER.all_paths());
         self.routes.push(Route {
@@ -127,17 +115,8 @@ impl Routes {
         H: Fn(Arc<Server>, PlainRequest) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Result<Response, Error>> + Send + 'static,
     {
-        let call: Call = Box::new(move |server, _limits, incoming, args| {
-            let Incoming { request, client } = incoming;
-            Box::pin(handler(
-                server,
-                PlainRequest {
-                    request,
-                    client,
-                    args,
-                },
-            ))
-        });
+        let call: Call =
+            Box::new(move |server, _limits, request| Box::pin(handler(server, request)));
         let paths = path::all(std::iter::once(path));
         self.routes.push(Route {
             method,
@@ -159,7 +138,7 @@ impl Routes {
     }
 }
 
-/// A request to an endpoint that ruma does not know.
+/// A request as it came, which is all there is for an endpoint that ruma does not know.
 pub struct PlainRequest {
     pub request: http::Request<Bytes>,
     pub client: Client,
@@ -297,15 +276,18 @@ async fn answer<R, K, H>(
     bucket: Option<Bucket>,
     server: Arc<Server>,
     limits: Arc<Limits>,
-    incoming: Incoming,
-    args: PathArgs,
+    request: PlainRequest,
 ) -> Result<Response, Error>
 where
     R: IncomingRequest + Send,
     R::Authentication: Authenticate,
     H: Handler<R, K>,
 {
-    let Incoming { request, client } = incoming;
+    let PlainRequest {
+        request,
+        client,
+        args,
+    } = request;
     let credentials = R::Authentication::extract_authentication(&request)
         .map_err(<R::Authentication as Authenticate>::refused)?;
     let caller = R::Authentication::authenticate(&server, credentials, &request, &client).await?;

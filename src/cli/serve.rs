@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Exit, Global, output::print_error};
+use super::{Exit, Global, descriptors, output::print_error};
 use crate::{
     accounts::RegistrationMode,
     admin,
@@ -67,6 +67,9 @@ pub(super) fn run(global: &Global, options: &Options) -> Exit {
         print_error(&format!("log.filter: {error}\n"));
         return Exit::BadConfiguration;
     }
+    if let Some(limit) = descriptors::raise_limit() {
+        tracing::debug!(limit, "files that may be open");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -94,7 +97,7 @@ async fn serve(config: Config, environment: &BTreeMap<String, String>) -> Exit {
     let started = async {
         let server = Server::open(config, Clock::system()).await?;
         let first_account = first_account(&server, environment).await?;
-        let running = run::start(server).await?;
+        let running = run::start(server)?;
         Ok::<_, Box<dyn std::error::Error>>((running, first_account))
     };
     let running = match started.await {

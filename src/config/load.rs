@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -82,6 +83,7 @@ impl Sources {
         let mut tree = self.read_layers(schema, &mut problems);
         apply_preset(&mut tree, schema);
         read_secret_files(&mut tree, schema, &mut Vec::new(), &mut problems);
+        check_permissions(&tree, schema, "", &mut problems);
         let mut found = Vec::new();
         schema::check(&tree, schema, "", &mut found);
         soften_unknown_keys(&tree, &mut found);
@@ -118,20 +120,13 @@ impl Sources {
             let origin = Origin::Environment {
                 variable: variable.as_str().into(),
             };
-            set(&mut tree, schema, &path, &origin, value, problems);
+            problems.extend(set(&mut tree, schema, &path, &origin, value));
         }
         for flag in &self.overrides {
             match flag.split_once('=') {
                 Some((key, value)) => {
                     let path: Vec<&str> = key.trim().split('.').collect();
-                    set(
-                        &mut tree,
-                        schema,
-                        &path,
-                        &Origin::Flag,
-                        value.trim(),
-                        problems,
-                    );
+                    problems.extend(set(&mut tree, schema, &path, &Origin::Flag, value.trim()));
                 }
                 None => problems.push(Problem::new(
                     Origin::Flag,
@@ -183,8 +178,7 @@ fn set(
     path: &[&str],
     origin: &Origin,
     text: &str,
-    problems: &mut Vec<Problem>,
-) {
+) -> Option<Problem> {
     // What an unknown key holds does not matter: it is reported as unknown.
     let is_text = is_secret_file(schema, path) || schema.get(path).is_none_or(Schema::is_text);
     let value = if is_text && !text.starts_with('"') {
@@ -193,14 +187,15 @@ fn set(
         parse_value(text, origin)
     };
     match value {
-        Ok(value) => tree.set(path, origin, value),
-        Err(reason) => {
-            problems.push(Problem::new(
-                origin.clone(),
-                path.join("."),
-                format!("the value is not TOML: {reason}"),
-            ));
+        Ok(value) => {
+            tree.set(path, origin, value);
+            None
         }
+        Err(reason) => Some(Problem::new(
+            origin.clone(),
+            path.join("."),
+            format!("the value is not TOML: {reason}"),
+        )),
     }
 }
 
@@ -316,6 +311,53 @@ fn preset_values(preset: Preset) -> Vec<(&'static str, Value)> {
             serde_json::json!({ "rate": format!("{rate}/min"), "burst": burst }),
         ),
     ]
+}
+
+/// Secrets in files that others can read. A warning, unless the configuration is strict.
+fn check_permissions(tree: &Node, schema: Schema<'_>, key: &str, problems: &mut Vec<Problem>) {
+    let strict = tree.get(&["config", "strict_permissions"]);
+    let is_strict = strict.is_some_and(|node| node.to_value() == Value::Bool(true));
+    let mut open = Vec::new();
+    secrets_in_open_files(tree, schema, key, &mut open);
+    for (origin, key, path) in open {
+        let text = format!(
+            "others can read {}, which holds a secret; chmod 600 it",
+            path.display()
+        );
+        problems.push(match is_strict {
+            true => Problem::new(origin, key, text),
+            false => Problem::warning(origin, key, text),
+        });
+    }
+}
+
+fn secrets_in_open_files(
+    node: &Node,
+    schema: Schema<'_>,
+    key: &str,
+    open: &mut Vec<(Origin, String, PathBuf)>,
+) {
+    match (&node.value, &node.origin) {
+        (NodeValue::Table(table), _) => {
+            for (name, child) in table {
+                if let Some(property) = schema.get(&[name]) {
+                    let key = if key.is_empty() {
+                        name.clone()
+                    } else {
+                        format!("{key}.{name}")
+                    };
+                    secrets_in_open_files(child, property, &key, open);
+                }
+            }
+        }
+        (NodeValue::Leaf(_), Origin::File { path, .. }) if schema.is_secret() => {
+            let mode = std::fs::metadata(path).map(|metadata| metadata.permissions().mode());
+            if mode.is_ok_and(|mode| mode & 0o077 != 0) {
+                open.push((node.origin.clone(), key.to_owned(), path.to_path_buf()));
+            }
+        }
+        (NodeValue::Leaf(_), _) => {}
+    }
 }
 
 fn soften_unknown_keys(tree: &Node, problems: &mut [Problem]) {

@@ -74,7 +74,7 @@ impl TestServer {
         let server = Server::build(config(settings), clock, store)
             .await
             .expect("the parts can be built");
-        let running = run::start(server).await.expect("the server starts");
+        let running = run::start(server).expect("the server starts");
         let address = running.addresses.first().expect("it has a listener");
         let base = format!("http://{address}");
         let http = reqwest::Client::builder()

@@ -1,13 +1,20 @@
 //! Feature tests: a real server in process, reached through HTTP.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    reason = "a helper that panics is a test that fails, and tests speak to the network and wait"
+)]
+
 mod account_data;
 mod accounts;
 mod command_line;
 mod harness;
 mod history;
 mod layers;
-mod people_in_rooms;
 mod listeners;
+mod people_in_rooms;
 mod profile;
 mod requests;
 mod resolution;

@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::{Answer, Body, Client, Incoming, PathArgs, Response, Route, Routes, path};
+use super::{Answer, Body, Client, PathArgs, PlainRequest, Response, Route, Routes, path};
 use crate::{
     api::{error::Error, limits::Limits},
     server::Server,
@@ -188,16 +188,13 @@ impl Dispatcher {
             address: self.client_address(peer, &head.headers),
             user_agent: head.headers.get(header::USER_AGENT).cloned(),
         };
-        let incoming = Incoming {
+        let request = PlainRequest {
             request: http::Request::from_parts(head, body),
             client,
-        };
-        let answer: Answer = (endpoint.route.call)(
-            Arc::clone(&self.server),
-            Arc::clone(&self.limits),
-            incoming,
             args,
-        );
+        };
+        let (server, limits) = (Arc::clone(&self.server), Arc::clone(&self.limits));
+        let answer: Answer = (endpoint.route.call)(server, limits, request);
         answer.await
     }
 
