@@ -10,6 +10,7 @@ mod create;
 mod directory;
 mod event;
 mod head;
+mod hierarchy;
 pub mod identity;
 mod member;
 mod membership;
@@ -20,8 +21,10 @@ mod redact;
 mod relations;
 mod send;
 mod state;
+mod summary;
 mod timeline;
 mod unread;
+mod upgrade;
 mod verify;
 mod visibility;
 mod visible_users;
@@ -41,16 +44,20 @@ use ruma::{
 pub use self::{
     alias::AliasRow,
     create::{CreateRoom, Preset},
+    directory::{DirectoryPage, DirectoryQuery, Listed},
     event::{EventMeta, EventPlace, Relation, StoredEvent, flag},
     head::HeadRow,
+    hierarchy::{Hierarchy, HierarchyQuery},
     member::{Extra, MembershipAction},
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
     page::{NoPlace, Page, PageQuery, Place},
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
+    summary::Summary,
     timeline::{Placed, TimelineRow},
     unread::{Count, ReadThread, Unread, UnreadThreads},
+    upgrade::Upgrade,
     verify::Violation,
     visibility::Sight,
     visible_users::VisibleUsers,
@@ -92,6 +99,12 @@ pub enum Error {
     /// The alias exists already.
     #[error("the alias is in use")]
     AliasInUse,
+    /// A canonical alias that does not lead to the room.
+    #[error("an alias does not lead to this room")]
+    BadAlias,
+    /// Text that is no room alias.
+    #[error("this is not a room alias")]
+    InvalidAlias,
     /// The store failed, or a row is damaged.
     #[error(transparent)]
     Storage(#[from] storage::Error),

@@ -2,10 +2,12 @@
 
 mod account;
 mod admin;
+mod alias;
 mod capabilities;
 mod config;
 mod context;
 mod device;
+mod directory;
 mod discovery;
 mod events;
 mod filter;
@@ -19,6 +21,7 @@ mod receipt;
 mod redact;
 mod room;
 mod session;
+mod space;
 mod state;
 mod tag;
 mod typing;
@@ -69,6 +72,9 @@ fn who(session: &Session) -> Who {
         number: session.user_number,
         id: session.user.clone(),
     }
+        .join(alias::routes())
+        .join(directory::routes())
+        .join(space::routes())
 }
 
 /// Refuses what one user asks about another's account.

@@ -335,6 +335,11 @@ impl From<rooms::Error> for Error {
                 ErrorCode::UnsupportedRoomVersion,
                 "This server does not make rooms of this version".to_owned(),
             ),
+            E::BadAlias => bad(
+                ErrorCode::BadAlias,
+                "An alias does not lead to this room".to_owned(),
+            ),
+            E::InvalidAlias => Self::invalid_param("This is not a room alias"),
             E::AliasInUse => bad(ErrorCode::RoomInUse, "This alias is taken".to_owned()),
             E::Storage(error) => error.into(),
             E::Accounts(error) => error.into(),

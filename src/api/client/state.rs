@@ -41,6 +41,13 @@ async fn send_state_event(
     super::require_active(&session)?;
     let content = content::content(&request.body)?;
     let event_type = TimelineEventType::from(request.event_type.to_string());
+    if event_type == TimelineEventType::RoomCanonicalAlias && request.state_key.is_empty() {
+        let room = super::known_room(&server, &request.room_id)?;
+        let (rooms, content) = (server.rooms.clone(), content.clone());
+        let check =
+            move |snapshot: &Snapshot| rooms.check_canonical_alias(snapshot, room, &content);
+        server.store.read(check).await?;
+    }
     let event = NewEvent::state(session.user.clone(), event_type, request.state_key, content);
     let event_id = super::send(&server, &request.room_id, event).await?;
     Ok(send_state_event::v3::Response::new(event_id))

@@ -1,0 +1,144 @@
+//! The published room directory.
+//!
+//! Spec: c2s, "Published room directory".
+
+use std::sync::Arc;
+
+use ruma::{
+    ServerName, UInt,
+    api::client::{
+        directory::{
+            get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility,
+        },
+        room::Visibility,
+    },
+};
+
+use crate::{
+    accounts::Session,
+    api::{error::Error, routes::Routes},
+    rooms::{self, DirectoryPage, DirectoryQuery, Listed},
+    server::Server,
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .endpoint(get_room_visibility)
+        .endpoint(set_room_visibility)
+        .endpoint(get_public_rooms)
+        .endpoint(get_public_rooms_filtered)
+}
+
+/// Spec: c2s, "GET /_matrix/client/v3/directory/list/room/{roomId}".
+async fn get_room_visibility(
+    server: Arc<Server>,
+    _anyone: (),
+    request: get_room_visibility::v3::Request,
+) -> Result<get_room_visibility::v3::Response, Error> {
+    let room = server.rooms.resident(&request.room_id)?;
+    let rooms = server.rooms.clone();
+    let is_listed = server
+        .store
+        .read(move |snapshot| rooms.is_published(snapshot, room))
+        .await?;
+    let visibility = if is_listed {
+        Visibility::Public
+    } else {
+        Visibility::Private
+    };
+    Ok(get_room_visibility::v3::Response::new(visibility))
+}
+
+/// Spec: c2s, "PUT /_matrix/client/v3/directory/list/room/{roomId}".
+async fn set_room_visibility(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: set_room_visibility::v3::Request,
+) -> Result<set_room_visibility::v3::Response, Error> {
+    super::require_active(&session)?;
+    let room = server.rooms.resident(&request.room_id)?;
+    let listed = match request.visibility {
+        Visibility::Public => Listed::Yes,
+        Visibility::Private => Listed::No,
+        _ => return Err(Error::invalid_param("visibility is `public` or `private`")),
+    };
+    server
+        .rooms
+        .set_published(room, &session.user, listed)
+        .await?;
+    Ok(set_room_visibility::v3::Response::new())
+}
+
+/// Spec: c2s, "GET /_matrix/client/v3/publicRooms".
+async fn get_public_rooms(
+    server: Arc<Server>,
+    _anyone: (),
+    request: get_public_rooms::v3::Request,
+) -> Result<get_public_rooms::v3::Response, Error> {
+    require_own(&server, request.server.as_deref())?;
+    let query = DirectoryQuery::default();
+    let page = page(&server, query, request.limit, request.since.as_deref()).await?;
+    let mut response = get_public_rooms::v3::Response::new(page.rooms);
+    response.next_batch = page.next.map(|offset| offset.to_string());
+    response.prev_batch = page.previous.map(|offset| offset.to_string());
+    response.total_room_count_estimate = UInt::try_from(page.total).ok();
+    Ok(response)
+}
+
+/// Spec: c2s, "POST /_matrix/client/v3/publicRooms".
+async fn get_public_rooms_filtered(
+    server: Arc<Server>,
+    _session: Arc<Session>,
+    request: get_public_rooms_filtered::v3::Request,
+) -> Result<get_public_rooms_filtered::v3::Response, Error> {
+    require_own(&server, request.server.as_deref())?;
+    let query = DirectoryQuery {
+        term: request.filter.generic_search_term,
+        types: request.filter.room_types,
+        ..DirectoryQuery::default()
+    };
+    let page = page(&server, query, request.limit, request.since.as_deref()).await?;
+    let mut response = get_public_rooms_filtered::v3::Response::new();
+    response.chunk = page.rooms;
+    response.next_batch = page.next.map(|offset| offset.to_string());
+    response.prev_batch = page.previous.map(|offset| offset.to_string());
+    response.total_room_count_estimate = UInt::try_from(page.total).ok();
+    Ok(response)
+}
+
+fn require_own(server: &Server, asked: Option<&ServerName>) -> Result<(), Error> {
+    match asked {
+        Some(name) if name != server.rooms.own_name() => Err(Error::not_found(
+            "The directory of that server cannot be reached",
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn page(
+    server: &Server,
+    query: DirectoryQuery,
+    limit: Option<UInt>,
+    since: Option<&str>,
+) -> Result<DirectoryPage, Error> {
+    let offset = match since {
+        None | Some("") => 0,
+        Some(token) => token
+            .parse()
+            .map_err(|_invalid| Error::invalid_param("since is not a token of this directory"))?,
+    };
+    // A limit of 0 is no page at all; it means what leaving it out means.
+    let limit = limit
+        .and_then(|limit| usize::try_from(u64::from(limit)).ok())
+        .filter(|limit| *limit > 0);
+    let query = DirectoryQuery {
+        limit,
+        offset,
+        ..query
+    };
+    let rooms = server.rooms.clone();
+    let read = move |snapshot: &crate::storage::Snapshot| -> Result<_, rooms::Error> {
+        rooms.directory(snapshot, &query)
+    };
+    Ok(server.store.read(read).await?)
+}
