@@ -10,6 +10,7 @@
 mod account_data;
 mod accounts;
 mod command_line;
+mod directory;
 mod harness;
 mod history;
 mod layers;
