@@ -343,6 +343,39 @@ async fn the_checker_finds_rows_that_contradict_each_other() {
     assert_eq!(found(batch).await, ["I7", "I6", "I10"]);
 }
 
+#[tokio::test]
+async fn a_send_that_is_given_up_at_any_moment_does_not_lose_the_head() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PublicChat, RoomVersionId::V12))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+
+    for polls in 0..40 {
+        // A sender that nobody has heard of makes the writer read.
+        let user = UserId::parse(format!("@user{polls}:example.org")).unwrap();
+        let rooms_of_task = rooms.clone();
+        let room_of_task = room_id.clone();
+        let mut joining =
+            Box::pin(async move { rooms_of_task.join(&user, &room_of_task, Extra::new()).await });
+        for _ in 0..polls {
+            if futures_util::FutureExt::now_or_never(&mut joining).is_some() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(joining);
+        rooms
+            .send(&room_id, message(&alice(), &polls.to_string()))
+            .await
+            .unwrap();
+    }
+
+    let wanted: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    assert_eq!(bodies(&rooms, room), wanted);
+}
+
 #[test]
 fn metadata_of_events_round_trips() {
     use crate::storage::Record;

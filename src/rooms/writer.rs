@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     events::{EventNumber, PowerLevels},
-    storage::{Batch, Commit, Guard, Snapshot, Topic},
+    storage::{self, Batch, Commit, Guard, Snapshot, Topic},
 };
 
 /// Kind of the log entry of an event; engine.md section 10.
@@ -32,16 +32,32 @@ const LOG_EVENT: u8 = 1;
 /// The writer of a room. Holding it is the permission to write; dropping it gives the room to the next.
 pub struct RoomWriter {
     rooms: Rooms,
-    /// Always there until the writer is dropped.
+    /// Always there but while a read is under way.
+    held: Option<Held>,
+}
+
+/// The head of a room with the turn of its lock. They stay together wherever they are dropped, also on another thread
+/// after a request was given up: the head goes back before the next writer gets its turn.
+struct Held {
+    rooms: Rooms,
+    /// Always there until this is dropped.
     head: Option<Box<Head>>,
     _turn: Guard<RoomNumber>,
 }
 
-impl Drop for RoomWriter {
+impl Drop for Held {
     fn drop(&mut self) {
         if let Some(head) = self.head.take() {
             self.rooms.keep_head(head);
         }
+    }
+}
+
+impl Held {
+    fn head(&self) -> &Head {
+        self.head
+            .as_ref()
+            .expect("the head is there until this is dropped")
     }
 }
 
@@ -80,11 +96,7 @@ impl Rooms {
                 self.store.read(read).await?
             }
         };
-        let mut writer = RoomWriter {
-            rooms: self.clone(),
-            head: Some(head),
-            _turn: turn,
-        };
+        let mut writer = RoomWriter::new(self, head, turn);
         writer.head_mut().settle();
         Ok(writer)
     }
@@ -93,11 +105,7 @@ impl Rooms {
     pub(super) async fn write_unborn(&self, head: Head) -> RoomWriter {
         self.store.has_room().await;
         let turn = self.locks.lock(head.room).await;
-        RoomWriter {
-            rooms: self.clone(),
-            head: Some(Box::new(head)),
-            _turn: turn,
-        }
+        RoomWriter::new(self, Box::new(head), turn)
     }
 
     fn take_head(&self, room: RoomNumber) -> Option<Box<Head>> {
@@ -131,16 +139,30 @@ impl Rooms {
 }
 
 impl RoomWriter {
+    fn new(rooms: &Rooms, head: Box<Head>, turn: Guard<RoomNumber>) -> Self {
+        let held = Held {
+            rooms: rooms.clone(),
+            head: Some(head),
+            _turn: turn,
+        };
+        Self {
+            rooms: rooms.clone(),
+            held: Some(held),
+        }
+    }
+
     pub(super) fn head(&self) -> &Head {
-        self.head
+        self.held
             .as_ref()
-            .expect("the head is there until the writer is dropped")
+            .expect("the head is held while no read is under way")
+            .head()
     }
 
     pub(super) fn head_mut(&mut self) -> &mut Head {
-        self.head
+        self.held
             .as_mut()
-            .expect("the head is there until the writer is dropped")
+            .and_then(|held| held.head.as_mut())
+            .expect("the head is held while no read is under way")
     }
 
     /// The room that this writes.
@@ -320,21 +342,22 @@ impl RoomWriter {
             Err(Error::NotInMemory) => {}
             done => return done,
         }
-        let head = self
-            .head
+        let held = self
+            .held
             .take()
-            .expect("the head is there until the writer is dropped");
+            .expect("the head is held while no read is under way");
         let rooms = self.rooms.clone();
         // The head travels to the other thread and back, also when the closure fails.
-        let (head, result) = self
+        let (held, result) = self
             .rooms
             .store
-            .read(move |snapshot| -> Result<_, crate::storage::Error> {
-                let result = read(&head, &head.source(&rooms, Some(snapshot)));
-                Ok((head, result))
+            .read(move |snapshot| -> Result<_, storage::Error> {
+                let head = held.head();
+                let result = read(head, &head.source(&rooms, Some(snapshot)));
+                Ok((held, result))
             })
             .await?;
-        self.head = Some(head);
+        self.held = Some(held);
         result
     }
 
