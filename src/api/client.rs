@@ -64,6 +64,9 @@ pub(super) fn routes() -> Routes {
         .join(read_marker::routes())
         .join(typing::routes())
         .join(presence::routes())
+        .join(alias::routes())
+        .join(directory::routes())
+        .join(space::routes())
 }
 
 /// The user of a session.
@@ -72,9 +75,6 @@ fn who(session: &Session) -> Who {
         number: session.user_number,
         id: session.user.clone(),
     }
-        .join(alias::routes())
-        .join(directory::routes())
-        .join(space::routes())
 }
 
 /// Refuses what one user asks about another's account.
