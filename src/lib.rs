@@ -12,6 +12,7 @@ pub mod rooms;
 pub mod run;
 pub mod server;
 pub mod storage;
+pub mod sync;
 pub mod tasks;
 pub mod telemetry;
 pub mod units;

@@ -17,6 +17,7 @@ use crate::{
     ephemeral::Ephemeral,
     rooms::{self, Rooms},
     storage::{self, Store},
+    sync::{self, Sync},
     tasks::{Stage, Stop, Tasks},
     telemetry::Metrics,
 };
@@ -53,6 +54,7 @@ pub struct Server {
     pub accounts: Accounts,
     pub rooms: Rooms,
     pub ephemeral: Ephemeral,
+    pub sync: Sync,
 }
 
 /// One thing that a server needs to serve.
@@ -119,6 +121,16 @@ impl Server {
             let task = task.clone();
             async move { task.run(stop).await }
         });
+        let sync = Sync::new(
+            store.clone(),
+            clock.clone(),
+            sync::Parts {
+                accounts: accounts.clone(),
+                rooms: rooms.clone(),
+                ephemeral: ephemeral.clone(),
+            },
+            closing.clone(),
+        );
         Ok(Arc::new(Self {
             setup: Setup::new(&clock),
             config,
@@ -130,6 +142,7 @@ impl Server {
             accounts,
             rooms,
             ephemeral,
+            sync,
         }))
     }
 

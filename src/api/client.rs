@@ -23,6 +23,7 @@ mod room;
 mod session;
 mod space;
 mod state;
+mod sync;
 mod tag;
 mod typing;
 mod uiaa;
@@ -60,6 +61,7 @@ pub(super) fn routes() -> Routes {
         .join(state::routes())
         .join(redact::routes())
         .join(context::routes())
+        .join(sync::routes())
         .join(receipt::routes())
         .join(read_marker::routes())
         .join(typing::routes())

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, ephemeral, rooms, storage};
+use crate::{accounts, ephemeral, rooms, storage, sync};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -344,6 +344,19 @@ impl From<rooms::Error> for Error {
             E::Storage(error) => error.into(),
             E::Accounts(error) => error.into(),
             error @ E::NotInMemory => Self::internal(error),
+        }
+    }
+}
+
+impl From<sync::Error> for Error {
+    fn from(error: sync::Error) -> Self {
+        use sync::Error as E;
+        match error {
+            E::Token(error) => Self::invalid_param(error.to_string()),
+            E::Ephemeral(error) => error.into(),
+            E::Rooms(error) => error.into(),
+            E::Accounts(error) => error.into(),
+            E::Storage(error) => error.into(),
         }
     }
 }

@@ -22,5 +22,7 @@ mod resolution;
 mod room_words;
 mod rooms;
 mod setup;
+mod sync;
+mod sync_words;
 mod tidy;
 mod vectors;

@@ -1,0 +1,1 @@
+//! Tests of classic sync on a store in memory.

@@ -1,0 +1,222 @@
+//! The newest events of a room that a client wants and may see.
+
+use std::sync::Arc;
+
+use super::{
+    Error, Sync,
+    v3::{Scope, View},
+};
+use crate::{
+    accounts::Ignored,
+    events::RootNumber,
+    rooms::{Class, Placed, RoomNumber, Sight, StoredEvent, client_event::Unsigned},
+    storage::Position,
+};
+
+/// Events looked at for one room, whatever the filter leaves of them.
+const MAX_EVENTS_LOOKED_AT: usize = 1_000;
+/// Events that a page has beyond those wanted, when some will be left out.
+const SPARE_EVENTS: usize = 20;
+
+/// A part of a room's timeline.
+#[derive(Debug)]
+pub(super) struct Timeline {
+    /// Oldest first.
+    pub(super) events: Vec<Arc<StoredEvent>>,
+    /// The membership of the reader at each.
+    pub(super) memberships: Vec<Class>,
+    /// There are older events in the range.
+    pub(super) is_limited: bool,
+    /// Some events between the first and the last were left out.
+    pub(super) has_gaps: bool,
+    /// Index of the first event: what lies before it comes next when paging back.
+    pub(super) start: i64,
+    /// Index of the oldest and the newest event that were looked at.
+    pub(super) first: i64,
+    pub(super) last: i64,
+    /// The state before the first event; that at the end if there is none.
+    pub(super) before: RootNumber,
+    /// The state at the end.
+    pub(super) after: RootNumber,
+    /// The state at the start of the range, unless the timeline is limited.
+    pub(super) range_start: RootNumber,
+}
+
+/// Which events of a room are meant.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    pub(super) room: RoomNumber,
+    /// The last position that is not meant.
+    pub(super) since: Position,
+    /// The first index that is not meant.
+    pub(super) until: i64,
+}
+
+/// How it is found out what the reader may see.
+enum Eyes {
+    /// The reader is joined since this index, and sees all from there on.
+    Joined(i64),
+    Sight(Box<Sight>),
+}
+
+impl Sync {
+    /// The newest events of a range; `None` if there are none at all.
+    pub(super) fn timeline(
+        &self,
+        view: &View<'_>,
+        scope: &Scope<'_>,
+        range: Range,
+    ) -> Result<Option<Timeline>, Error> {
+        let filter = &view.request.filter;
+        let limit = match filter.timeline.accepts_room(scope.room_id) {
+            true => filter.timeline_limit,
+            false => 0,
+        };
+        let accepts_all = filter.timeline.accepts_all();
+        let spare = if accepts_all && limit > 0 {
+            0
+        } else {
+            SPARE_EVENTS
+        };
+        let mut eyes = Eyes::Joined(scope.joined_since.unwrap_or(i64::MAX));
+        let mut found: Vec<(i64, Arc<StoredEvent>, Class)> = Vec::new();
+        let mut outline: Option<Outline> = None;
+        let mut until = range.until;
+        loop {
+            let wanted = limit - found.len() + spare;
+            let (page, has_more) = self.inner.rooms.timeline_since(
+                view.snapshot,
+                range.room,
+                range.since,
+                until,
+                wanted,
+            )?;
+            let Some(oldest) = page.last() else { break };
+            until = oldest.index;
+            let newest = page.first().unwrap_or(oldest);
+            let outline = outline.get_or_insert_with(|| Outline::new(newest));
+            for placed in page {
+                if found.len() == limit {
+                    outline.is_limited = true;
+                    break;
+                }
+                outline.looked_at += 1;
+                outline.range_start = placed.event.meta.root_before;
+                let membership = self.seen(view, scope, &mut eyes, &placed.event)?;
+                let is_wanted = accepts_all || filter.timeline.accepts(&placed.event);
+                match membership.filter(|_| is_wanted) {
+                    Some(class) => found.push((placed.index, placed.event, class)),
+                    None => outline.has_gaps = true,
+                }
+            }
+            if outline.is_limited || !has_more {
+                break;
+            }
+            if found.len() == limit || outline.looked_at >= MAX_EVENTS_LOOKED_AT {
+                outline.is_limited = true;
+                break;
+            }
+        }
+        Ok(outline.map(|outline| outline.with(found, until)))
+    }
+
+    /// The membership of the reader at an event that the reader may see.
+    fn seen(
+        &self,
+        view: &View<'_>,
+        scope: &Scope<'_>,
+        eyes: &mut Eyes,
+        event: &Arc<StoredEvent>,
+    ) -> Result<Option<Class>, Error> {
+        let rooms = &self.inner.rooms;
+        if let Eyes::Joined(since) = eyes
+            && event.meta.index < *since
+        {
+            let user = (&*view.request.user, view.request.viewer.user);
+            let sight = rooms.sight(view.snapshot, user.0, user.1, scope.room)?;
+            *eyes = Eyes::Sight(Box::new(sight));
+        }
+        match eyes {
+            Eyes::Joined(_) if is_ignored(&view.ignored, event) => Ok(None),
+            Eyes::Joined(_) => Ok(Some(Class::Join)),
+            Eyes::Sight(sight) => {
+                // Else a client would not see a room vanish whose invite was rejected.
+                let is_own = event.pdu.state_key.as_deref() == Some(view.request.user.as_str())
+                    && event.meta.event_type == crate::rooms::TypeNumber::MEMBER;
+                if !is_own && !rooms.may_see(view.snapshot, sight, event)? {
+                    return Ok(None);
+                }
+                Ok(Some(rooms.membership_when(view.snapshot, sight, event)?))
+            }
+        }
+    }
+
+    /// What is told beside each event.
+    pub(super) fn timeline_unsigned(
+        &self,
+        view: &View<'_>,
+        room: RoomNumber,
+        timeline: &Timeline,
+    ) -> Result<Vec<Unsigned>, Error> {
+        let rooms = &self.inner.rooms;
+        let mut unsigned = rooms.unsigned(view.snapshot, room, &timeline.events)?;
+        let viewer = view.request.viewer;
+        rooms.transaction_ids(view.snapshot, room, viewer, &timeline.events, &mut unsigned)?;
+        for (unsigned, class) in unsigned.iter_mut().zip(&timeline.memberships) {
+            unsigned.membership = Some(*class);
+        }
+        Ok(unsigned)
+    }
+}
+
+/// Whether the reader does not want to see an event. State is for all.
+///
+/// Spec: c2s, "Ignoring Users".
+fn is_ignored(ignored: &Ignored, event: &StoredEvent) -> bool {
+    !ignored.is_empty() && event.pdu.state_key.is_none() && ignored.contains(&event.pdu.sender)
+}
+
+/// What is known of a timeline while it is read, newest first.
+struct Outline {
+    last: i64,
+    after: RootNumber,
+    range_start: RootNumber,
+    is_limited: bool,
+    has_gaps: bool,
+    looked_at: usize,
+}
+
+impl Outline {
+    fn new(newest: &Placed) -> Self {
+        Self {
+            last: newest.index,
+            after: newest.event.meta.root_after,
+            range_start: newest.event.meta.root_after,
+            is_limited: false,
+            has_gaps: false,
+            looked_at: 0,
+        }
+    }
+
+    fn with(self, mut found: Vec<(i64, Arc<StoredEvent>, Class)>, until: i64) -> Timeline {
+        found.reverse();
+        let start = match found.first() {
+            Some((index, ..)) => *index,
+            None if self.looked_at == 0 => self.last.saturating_add(1),
+            None => until,
+        };
+        let before = found.first().map(|(_, first, _)| first.meta.root_before);
+        Timeline {
+            memberships: found.iter().map(|(.., class)| *class).collect(),
+            events: found.into_iter().map(|(_, event, _)| event).collect(),
+            is_limited: self.is_limited,
+            has_gaps: self.has_gaps,
+            start,
+            first: until,
+            last: self.last,
+            before: before.unwrap_or(self.after),
+            range_start: self.range_start,
+            after: self.after,
+        }
+    }
+}
