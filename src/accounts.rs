@@ -102,7 +102,7 @@ struct Inner {
     /// One change of an account at a time.
     turns: Locks<UserNumber>,
     /// Held while numbers of users are given out, until they are durable.
-    giving_out: tokio::sync::Mutex<()>,
+    giving_out: Arc<tokio::sync::Mutex<()>>,
     /// Held while a registration token changes.
     token_turns: tokio::sync::Mutex<()>,
     numbers: Cache<OwnedUserId, UserNumber>,
@@ -171,7 +171,7 @@ impl Accounts {
             registration,
             turns: Locks::new(),
             counters,
-            giving_out: tokio::sync::Mutex::default(),
+            giving_out: Arc::default(),
             token_turns: tokio::sync::Mutex::default(),
             numbers: Cache::new(CACHED_USERS),
             ids: Cache::new(CACHED_USERS),

@@ -3,7 +3,7 @@
 //! A number is given out under one lock and committed before anything uses it; it never changes, so the caches of both
 //! directions never go stale.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{OwnedUserId, UserId};
 
@@ -157,7 +157,7 @@ impl Accounts {
         if let Some(numbers) = cached {
             return Ok(numbers);
         }
-        let _giving_out = self.inner.giving_out.lock().await;
+        let giving_out = Arc::clone(&self.inner.giving_out).lock_owned().await;
         let owned: Vec<OwnedUserId> = users.iter().map(|user| (*user).to_owned()).collect();
         let this = self.clone();
         let (known, next) = self
@@ -183,6 +183,7 @@ impl Accounts {
             numbers.push(number);
         }
         if !batch.is_empty() {
+            batch.hold(giving_out);
             self.inner.store.submit(batch).await?;
         }
         for (user, number) in given {

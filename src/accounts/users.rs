@@ -1,5 +1,7 @@
 //! Local accounts: creating, signing in by password, changing, locking, deactivating.
 
+use std::sync::Arc;
+
 use ruma::{OwnedUserId, UserId};
 
 use super::{
@@ -126,7 +128,7 @@ impl Accounts {
             Some(password) => Some(self.hash_new(password, id.localpart()).await?),
             None => None,
         };
-        let _giving_out = self.inner.giving_out.lock().await;
+        let giving_out = Arc::clone(&self.inner.giving_out).lock_owned().await;
         let (this, wanted) = (self.clone(), id.clone());
         let number = self
             .inner
@@ -156,6 +158,7 @@ impl Accounts {
             None => None,
         };
         self.forget_in_directory(&mut batch, number);
+        batch.hold(giving_out);
         self.inner.store.submit(batch).await?;
         self.inner.counters.registrations.inc();
         Ok((LocalUser { id, number }, issued))

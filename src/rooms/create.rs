@@ -78,8 +78,9 @@ impl Rooms {
         }
         let number = making.writer.room();
         let mut last = Batch::new();
-        if let (Some(alias), Some(_reserved)) = (&room.alias, &alias) {
+        if let (Some(alias), Some(reserved)) = (&room.alias, alias) {
             super::alias::insert(&mut last, alias, number, &room.creator);
+            last.hold(reserved);
         }
         if room.is_published {
             super::directory::publish(&mut last, number);

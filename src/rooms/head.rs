@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use ruma::{OwnedEventId, OwnedRoomId, RoomVersionId, room_version_rules::RoomVersionRules};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomVersionId, room_version_rules::RoomVersionRules};
 
 use super::{
     Error, RoomNumber, Rooms, StoredEvent,
@@ -195,6 +195,12 @@ impl Head {
     /// Whether the store has all that this head builds on.
     pub(super) fn is_whole(&self) -> bool {
         self.handed == self.submitted
+    }
+
+    /// Whether an event may not be in snapshots yet.
+    pub(super) fn is_fresh(&self, event_id: &EventId) -> bool {
+        let mut generations = self.fresh.iter();
+        generations.any(|fresh| fresh.event_numbers.contains_key(event_id))
     }
 
     /// Drops what was in flight and has been published.

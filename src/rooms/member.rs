@@ -38,6 +38,12 @@ impl Rooms {
         let mut writer = self.write(room).await?;
         let mut content = extra;
         if writer.membership(user).await? == Some(Class::Join) {
+            // The join that made it so may be in flight.
+            let joined = writer.all_in_flight();
+            drop(writer);
+            if let Some(joined) = joined {
+                joined.await?;
+            }
             return Ok(());
         }
         if let Some(authorizer) = self.authorizer(&mut writer, user).await? {

@@ -329,7 +329,9 @@ impl Rooms {
         let Some(number) = self.accounts.intern(&[user]).await?.first().copied() else {
             return Err(Error::NotFound);
         };
-        let _turn = self.locks.lock(room).await;
+        let turn = self.locks.lock(room).await;
+        // What the last writer has in flight may concern this user.
+        self.store.submit(Batch::new()).await?;
         let rooms = self.clone();
         let found = self
             .store
@@ -353,6 +355,7 @@ impl Rooms {
         );
         batch.wake(Topic::User(number.0));
         self.invalidate_user_rooms(&mut batch, number);
+        batch.hold(turn);
         self.store.submit(batch).await?;
         Ok(())
     }

@@ -18,6 +18,10 @@ async fn rooms() -> Rooms {
 }
 
 async fn on(store: Store, clock: Clock) -> Rooms {
+    configured(store, clock, Config::default()).await
+}
+
+async fn configured(store: Store, clock: Clock, config: Config) -> Rooms {
     let name = server_name!("example.org").to_owned();
     let signer = identity::signer(&store, &clock, name.clone())
         .await
@@ -30,7 +34,7 @@ async fn on(store: Store, clock: Clock) -> Rooms {
         Settings::default(),
         &metrics,
     );
-    Rooms::new(store, clock, signer, accounts, Config::default()).unwrap()
+    Rooms::new(store, clock, signer, accounts, config).unwrap()
 }
 
 fn alice() -> OwnedUserId {
@@ -406,5 +410,122 @@ fn metadata_of_events_round_trips() {
     assert_eq!(EventMeta::decode(&bytes).unwrap(), meta);
     for length in 0..bytes.len() {
         assert!(EventMeta::decode(&bytes[..length]).is_err());
+    }
+}
+
+/// Polls `future` at most `times` times, then drops it: what happens to a request whose client goes away.
+async fn give_up_after<F: Future>(times: u32, future: F) {
+    let mut future = std::pin::pin!(future);
+    for _ in 0..times {
+        let poll = |context: &mut std::task::Context<'_>| {
+            std::task::Poll::Ready(future.as_mut().poll(context).is_ready())
+        };
+        if std::future::poll_fn(poll).await {
+            return;
+        }
+        // The closures on other threads, and the committer, get on meanwhile.
+        tokio::time::sleep(std::time::Duration::from_micros(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn requests_that_go_away_at_any_moment_leave_the_room_whole() {
+    let clock = Clock::seeded(1_700_000_000_000, 7);
+    let store = Store::memory();
+    // Without caches every event needs a read on another thread, during which the request may go.
+    let nothing_cached = Config {
+        event_cache: ByteSize(0),
+        state_cache: ByteSize(0),
+        ..Config::default()
+    };
+    let rooms = configured(store.clone(), clock.clone(), nothing_cached).await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PublicChat, RoomVersionId::V12))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+
+    let mut acknowledged = Vec::new();
+    for round in 0..300u32 {
+        let body = format!("dropped {round}");
+        give_up_after(round % 9, rooms.send(&room_id, message(&alice(), &body))).await;
+        if round % 7 == 0 {
+            let user = UserId::parse(format!("@user{round}:example.org")).unwrap();
+            give_up_after(round % 11, rooms.join(&user, &room_id, Extra::new())).await;
+        }
+        if round % 3 == 0 {
+            let body = format!("sent {round}");
+            rooms
+                .send(&room_id, message(&alice(), &body))
+                .await
+                .unwrap();
+            acknowledged.push(body);
+        }
+    }
+
+    let found = bodies(&rooms, room);
+    let sent: Vec<_> = found
+        .iter()
+        .filter(|body| body.starts_with("sent"))
+        .collect();
+    assert!(sent.into_iter().eq(&acknowledged));
+    let distinct: std::collections::BTreeSet<_> = found.iter().collect();
+    assert_eq!(distinct.len(), found.len(), "nothing is there twice");
+    assert_eq!(bodies(&on(store, clock).await, room), found);
+}
+
+#[tokio::test]
+async fn users_keep_numbers_of_their_own_when_requests_go_away() {
+    let rooms = rooms().await;
+    let mut numbers = std::collections::BTreeMap::new();
+    for round in 0..200u32 {
+        let gone = UserId::parse(format!("@gone{round}:example.org")).unwrap();
+        give_up_after(round % 5, rooms.accounts.intern(&[&gone])).await;
+        let stays = UserId::parse(format!("@stays{round}:example.org")).unwrap();
+        for user in [stays, gone] {
+            let number = rooms.accounts.intern(&[&user]).await.unwrap()[0];
+            let before = numbers.insert(number, user.clone());
+            assert!(before.is_none(), "{user} got the number of {before:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_that_is_redacted_while_in_flight_keeps_its_position() {
+    let clock = Clock::seeded(1_700_000_000_000, 7);
+    let store = Store::memory();
+    let rooms = on(store.clone(), clock.clone()).await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PrivateChat, RoomVersionId::V11))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+
+    let mut writer = rooms.write(room).await.unwrap();
+    let sent = writer.send(message(&alice(), "regretted")).await.unwrap();
+    let redaction = NewEvent {
+        event_type: TimelineEventType::RoomRedaction,
+        redacts: Some(sent.event_id.clone()),
+        content: object(json!({ "redacts": sent.event_id })).unwrap(),
+        ..message(&alice(), "")
+    };
+    let redaction = writer.send(redaction).await.unwrap();
+    drop(writer);
+    let target = sent.durable().await.unwrap();
+    redaction.durable().await.unwrap();
+
+    for rooms in [rooms, on(store, clock).await] {
+        assert_eq!(bodies(&rooms, room), ["(redacted)"]);
+        let snapshot = rooms.store.snapshot().unwrap();
+        let target = rooms.event_in_room(&snapshot, room, &target).unwrap();
+        let placed = rooms
+            .timeline(&snapshot, room, i64::MIN, Order::Forward, 10_000)
+            .unwrap();
+        let row = placed
+            .iter()
+            .find(|placed| Some(placed.event.number) == target.as_ref().map(|event| event.number))
+            .unwrap();
+        assert_eq!(target.unwrap().meta.position, row.event.meta.position);
+        assert_ne!(row.event.meta.position, Position::default());
     }
 }

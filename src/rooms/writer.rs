@@ -258,6 +258,12 @@ impl RoomWriter {
     }
 
     async fn authorize(&mut self, event: NewEvent) -> Result<Authorized, Error> {
+        if let Some(target) = &event.redacts
+            && self.head().is_fresh(target)
+        {
+            // Its rows are written again, with the position that it does not have yet.
+            self.settled().await?;
+        }
         let numbers = self.numbers(&event).await?;
         let rooms = self.rooms.clone();
         self.with_source(move |head, source| {
@@ -273,9 +279,23 @@ impl RoomWriter {
 
     /// The answer for an event that was appended before: it counts when all that is in flight is durable.
     fn in_flight(&self, event_id: OwnedEventId) -> Sent {
-        // An empty batch is committed after everything that was queued before it.
-        let commit = (!self.head().is_settled()).then(|| self.rooms.store.submit(Batch::new()));
+        let commit = self.all_in_flight();
         Sent { event_id, commit }
+    }
+
+    /// Resolves when all that is in flight is durable; `None` if it is.
+    pub(super) fn all_in_flight(&self) -> Option<Commit> {
+        // An empty batch is committed after everything that was queued before it.
+        (!self.head().is_settled()).then(|| self.rooms.store.submit(Batch::new()))
+    }
+
+    /// Waits until snapshots show all that is in flight.
+    async fn settled(&mut self) -> Result<(), Error> {
+        if let Some(commit) = self.all_in_flight() {
+            commit.await?;
+        }
+        self.head_mut().settle();
+        Ok(())
     }
 
     /// The current state event, if `event` would only repeat it.

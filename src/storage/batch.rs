@@ -182,6 +182,12 @@ impl Batch {
         self.hooks.push(Box::new(then));
     }
 
+    /// Keeps `lock` until snapshots show the batch, also if nobody waits for its commit any more: who takes the lock next
+    /// finds what its last holder has written.
+    pub fn hold(&mut self, lock: impl Send + 'static) {
+        self.on_publish(move |_position| drop(lock));
+    }
+
     /// Adds everything of `other` after what is here. Relaxed only if both are.
     pub fn append(&mut self, mut other: Batch) {
         if self.is_empty() {
