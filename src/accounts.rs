@@ -16,6 +16,7 @@ mod profile;
 mod push_rules;
 mod registration;
 mod rows;
+mod succession;
 mod tokens;
 mod uia;
 mod users;
@@ -41,6 +42,7 @@ pub use self::{
     push_rules::{PushRuleChange, PushRuleError},
     registration::{Config as RegistrationConfig, Mode as RegistrationMode, TokenInfo},
     rows::LocalUser,
+    succession::RoomName,
     tokens::{Issued, Refreshable},
     uia::{Operation, Passed},
     users::{AccountChange, AccountInfo, Erase, NewUser},

@@ -21,6 +21,7 @@ mod redact;
 mod relations;
 mod send;
 mod state;
+mod succession;
 mod summary;
 mod timeline;
 mod unread;

@@ -99,13 +99,13 @@ fn serve_admin_socket(server: &Arc<Server>, limits: &Arc<Limits>) -> Result<(), 
 /// Starts what goes on beside requests.
 fn start_background(server: &Arc<Server>) {
     let accounts = server.accounts.clone();
-    let write_sightings = move |stop: Stop| {
+    let keep_house = move |stop: Stop| {
         let accounts = accounts.clone();
-        async move { accounts.keep_sightings(stop).await }
+        async move { accounts.keep_house(stop).await }
     };
     server
         .tasks
-        .start("device sightings", Stage::Followers, write_sightings);
+        .start("accounts", Stage::Followers, keep_house);
     let rooms = server.rooms.clone();
     let follow_profiles = move |stop: Stop| {
         let rooms = rooms.clone();

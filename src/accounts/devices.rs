@@ -26,7 +26,7 @@ const GENERATED_DEVICE_ID_CHARS: usize = 10;
 /// Sightings kept in memory until they are written; more are dropped, as they only inform.
 const MAX_SIGHTINGS: usize = 50_000;
 const SIGHTINGS_PER_BATCH: usize = 1_000;
-const SIGHTINGS_INTERVAL: Duration = Duration::from_secs(300);
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What a sign-in says about its device.
 #[derive(Clone, Debug)]
@@ -285,14 +285,18 @@ impl Accounts {
         }
     }
 
-    /// Writes down when devices were seen, every few minutes and at the end.
-    pub async fn keep_sightings(&self, stop: Stop) -> Result<(), Error> {
+    /// What is done now and then, and at the end: writes down when devices were seen, gives back memory.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn keep_house(&self, stop: Stop) -> Result<(), Error> {
         while !stop.is_requested() {
             // What the time-out says is only that nobody stops.
-            let _waited = tokio::time::timeout(SIGHTINGS_INTERVAL, stop.requested())
+            let _waited = tokio::time::timeout(HOUSEKEEPING_INTERVAL, stop.requested())
                 .await
                 .is_ok();
             self.write_sightings().await?;
+            self.inner.passwords.trim();
         }
         Ok(())
     }

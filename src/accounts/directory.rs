@@ -5,10 +5,7 @@
 //!
 //! Spec: c2s, "User Directory".
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::PoisonError,
-};
+use std::{collections::BTreeMap, sync::PoisonError};
 
 use ruma::{OwnedUserId, UserId};
 
@@ -17,14 +14,15 @@ use super::{
     profile::Profile,
     rows::{ACCOUNTS, Account},
 };
-use crate::storage::{Batch, Cbor, Order, Snapshot};
+use crate::storage::{Batch, Cbor, Order, Position, Snapshot};
 
 /// What the directory knows. Absent users are not found.
 #[derive(Debug, Default)]
 pub(super) struct Directory {
     is_loaded: bool,
     names: BTreeMap<UserNumber, Names>,
-    stale: BTreeSet<UserNumber>,
+    /// Users whose names changed, and when.
+    stale: BTreeMap<UserNumber, Position>,
 }
 
 /// What a user is found by, in small letters.
@@ -91,15 +89,24 @@ impl Accounts {
         if !directory.is_loaded {
             for row in snapshot.scan(ACCOUNTS.all(), Order::Forward) {
                 let ((number,), _) = row?;
-                directory.stale.insert(number);
+                directory.stale.insert(number, Position::default());
             }
             directory.is_loaded = true;
         }
-        while let Some(number) = directory.stale.pop_first() {
+        // What changed after this snapshot is left to those who come with a newer one.
+        let changed = |(_, at): &(&UserNumber, &Position)| **at <= snapshot.position();
+        let stale: Vec<_> = directory
+            .stale
+            .iter()
+            .filter(changed)
+            .map(|(number, _)| *number)
+            .collect();
+        for number in stale {
             match self.names(snapshot, number)? {
                 Some(names) => directory.names.insert(number, names),
                 None => directory.names.remove(&number),
             };
+            directory.stale.remove(&number);
         }
         let fit =
             |(number, names): (&UserNumber, &Names)| names.fit(term).map(|fit| (fit, *number));
@@ -134,14 +141,14 @@ impl Accounts {
     /// The names of `user` are read again once `batch` is published.
     pub(super) fn forget_in_directory(&self, batch: &mut Batch, user: UserNumber) {
         let this = self.clone();
-        batch.on_publish(move |_| {
+        batch.before_publish(move |position| {
             let mut directory = this
                 .inner
                 .directory
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             if directory.is_loaded {
-                directory.stale.insert(user);
+                directory.stale.insert(user, position);
             }
         });
     }

@@ -85,7 +85,11 @@ impl Rooms {
         if room.is_published {
             super::directory::publish(&mut last, number);
         }
-        making.commit(last).await
+        let room_id = making.commit(last).await?;
+        if room.creation_content.contains_key("predecessor") {
+            self.carry_settings(&room.creator, number).await?;
+        }
+        Ok(room_id)
     }
 
     fn version_of(&self, room: &CreateRoom) -> Result<RoomVersionId, Error> {

@@ -56,7 +56,7 @@ impl Rooms {
         let sent = writer.send(event).await?;
         drop(writer);
         sent.durable().await?;
-        Ok(())
+        self.carry_settings(user, room).await
     }
 
     /// Sets the membership of a user: leave, invite, ban, knock, and kick or unban by another's leave.

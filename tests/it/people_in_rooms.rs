@@ -257,3 +257,49 @@ async fn the_directory_has_those_one_can_see_by_their_own_name() {
         .await
         .fails(400, "M_BAD_JSON");
 }
+
+#[tokio::test]
+async fn what_is_kept_for_a_room_follows_to_its_successor() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let bob = server.user("bob").await;
+    let old = create_room(&alice, json!({ "preset": "public_chat" })).await;
+    join(&bob, &old).await;
+    let rules = "/_matrix/client/v3/pushrules/global/room";
+    for user in [&alice, &bob] {
+        user.put(
+            &format!("{rules}/{old}"),
+            json!({ "actions": ["dont_notify"] }),
+        )
+        .await
+        .ok();
+        let path = format!(
+            "/_matrix/client/v3/user/{}/rooms/{old}/tags/u.work",
+            user.id
+        );
+        user.put(&path, json!({ "order": 0.1 })).await.ok();
+    }
+    let direct = format!("/_matrix/client/v3/user/{}/account_data/m.direct", bob.id);
+    bob.put(&direct, json!({ alice.id.as_str(): [old] }))
+        .await
+        .ok();
+
+    let body = json!({
+        "preset": "public_chat",
+        "creation_content": { "predecessor": { "room_id": old } },
+    });
+    let new = create_room(&alice, body).await;
+    join(&bob, &new).await;
+    for user in [&alice, &bob] {
+        let rule = user.get(&format!("{rules}/{new}")).await.ok();
+        assert_eq!(rule["actions"], json!(["dont_notify"]));
+        user.get(&format!("{rules}/{old}")).await.ok();
+        let path = format!("/_matrix/client/v3/user/{}/rooms/{new}/tags", user.id);
+        let tags = user.get(&path).await.ok();
+        assert_eq!(tags, json!({ "tags": { "u.work": { "order": 0.1 } } }));
+    }
+    assert_eq!(
+        bob.get(&direct).await.ok(),
+        json!({ alice.id.as_str(): [old, new] })
+    );
+}

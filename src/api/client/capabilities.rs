@@ -42,6 +42,10 @@ async fn get_capabilities(
         "m.get_login_token": { "enabled": true },
         "m.forget_forced_upon_leave": { "enabled": false },
     });
+    if let (true, Some(capabilities)) = (session.is_admin, capabilities.as_object_mut()) {
+        let moderation = json!({ "lock": true, "suspend": true });
+        capabilities.insert("m.account_moderation".to_owned(), moderation);
+    }
     Ok(RawJson(
         json!({ "capabilities": capabilities }).to_string().into(),
     ))

@@ -14,7 +14,7 @@ use ruma::{
 use super::uiaa::{self, WithAuth};
 use crate::{
     accounts::{DeviceInfo, Error as AccountsError, Session},
-    api::{error::Error, routes::Routes},
+    api::{error::Error, limits::Bucket, routes::Routes},
     server::Server,
 };
 
@@ -23,8 +23,8 @@ pub(super) fn routes() -> Routes {
         .endpoint(get_devices)
         .endpoint(get_device)
         .endpoint(update_device)
-        .endpoint(delete_device)
-        .endpoint(delete_devices)
+        .limited(Bucket::Login, delete_device)
+        .limited(Bucket::Login, delete_devices)
 }
 
 async fn get_devices(
