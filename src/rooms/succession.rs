@@ -2,21 +2,10 @@
 //!
 //! It is done when a user joins, so it makes no difference how the room came to have a predecessor.
 
-use ruma::{OwnedRoomId, UserId};
-use serde::Deserialize;
+use ruma::UserId;
 
 use super::{Error, RoomNumber, Rooms};
 use crate::{accounts::RoomName, storage::Snapshot};
-
-#[derive(Deserialize)]
-struct CreateContent {
-    predecessor: Option<Predecessor>,
-}
-
-#[derive(Deserialize)]
-struct Predecessor {
-    room_id: OwnedRoomId,
-}
 
 impl Rooms {
     /// Carries what `user`, who has just joined `room`, keeps for its predecessor.
@@ -45,20 +34,5 @@ impl Rooms {
             number: room.0,
         };
         Ok(self.accounts.carry_room(number, user, from, to).await?)
-    }
-
-    fn predecessor(
-        &self,
-        snapshot: &Snapshot,
-        room: RoomNumber,
-    ) -> Result<Option<OwnedRoomId>, Error> {
-        let Some(head) = self.head(snapshot, room)? else {
-            return Ok(None);
-        };
-        let create = self.state_event(snapshot, (room, head.root), "m.room.create", "")?;
-        let content = create.and_then(|create| create.pdu.content_as::<CreateContent>().ok());
-        Ok(content
-            .and_then(|content| content.predecessor)
-            .map(|predecessor| predecessor.room_id))
     }
 }
