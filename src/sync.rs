@@ -6,6 +6,7 @@
 //!
 //! Spec: c2s, "Syncing".
 
+mod ephemeral_section;
 pub mod filter;
 mod fragment;
 mod room_section;
@@ -22,11 +23,7 @@ use ruma::OwnedUserId;
 use tokio::time::Instant;
 
 pub use self::filter::Filter;
-use self::{
-    fragment::Fragments,
-    token::Token,
-    v3::Answer,
-};
+use self::{fragment::Fragments, token::Token, v3::Answer};
 use crate::{
     accounts::{self, Accounts},
     clock::Clock,
@@ -193,6 +190,10 @@ impl Sync {
                     .rooms
                     .published(entry.room)
                     .is_some_and(|room| room.position > since.position)
+                || self
+                    .inner
+                    .ephemeral
+                    .may_have_receipts_since(entry.room, since.position)
         });
         Ok(changed.take(LIGHT_ROOMS + 1).count() <= LIGHT_ROOMS)
     }

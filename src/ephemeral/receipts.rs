@@ -306,6 +306,11 @@ impl Ephemeral {
         Ok(Some(wanted.event_id().to_owned()))
     }
 
+    /// Whether a room may have receipts that are new since `since`; looks at memory only.
+    pub fn may_have_receipts_since(&self, room: RoomNumber, since: Position) -> bool {
+        self.inner.receipts.may_have_since(room, since)
+    }
+
     /// The receipts of a room that are new since `since` (zero: all current ones), as `reader` sees them; `None` if there
     /// are none. Costs no read where nothing is new.
     pub fn receipts_since(

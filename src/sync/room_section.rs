@@ -47,9 +47,9 @@ impl Path {
 
 /// What is written of a room.
 #[derive(Default)]
-struct Section {
-    timeline: Option<Timeline>,
-    state: Vec<Arc<StoredEvent>>,
+pub(super) struct Section {
+    pub(super) timeline: Option<Timeline>,
+    pub(super) state: Vec<Arc<StoredEvent>>,
 }
 
 impl Sync {
@@ -82,8 +82,14 @@ impl Sync {
         begin_room(to, room_id);
         let has_events = self.write_events(to, view, &scope, known.map(|since| since.position))?;
         let has_data = write_room_data(to, view, room_id, &data);
-        to.extend_from_slice(b",\"ephemeral\":{\"events\":[]}}");
-        if !has_events && !has_data && known.is_some() && !view.request.is_full_state {
+        let has_ephemeral = self.write_ephemeral(to, view, &scope, known)?;
+        self.write_unread(to, view, entry.room)?;
+        to.push(b'}');
+        let has_news = has_events || has_data || has_ephemeral;
+        if known.is_none() && view.since.is_some() {
+            self.note_members(view, entry.room)?;
+        }
+        if !has_news && known.is_some() && !view.request.is_full_state {
             to.truncate(mark);
         }
         Ok(())
@@ -156,6 +162,9 @@ impl Sync {
             self.inner.fragments.put(key, json, senders, view.now_ms);
         }
         write_summary(to, summary.as_ref());
+        if known.is_some() && summary.is_some() {
+            self.note_joins(view, &section)?;
+        }
         let has_timeline = section
             .timeline
             .is_some_and(|timeline| !timeline.events.is_empty() || timeline.is_limited);

@@ -2,14 +2,14 @@
 //!
 //! Spec: c2s, "GET /_matrix/client/v3/sync".
 
-use std::collections::BTreeMap;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use bytes::Bytes;
 use ruma::{RoomId, UserId};
 
 use super::{Error, Request, Sync, token::Token};
 use crate::{
-    accounts::{AccountData, GLOBAL, Ignored},
+    accounts::{AccountData, GLOBAL, Ignored, UserNumber},
     rooms::{
         Class, RoomNumber, UserRoom,
         client_event::{write_number, write_text},
@@ -34,6 +34,10 @@ pub(super) struct View<'a> {
     pub(super) since: Option<Token>,
     pub(super) ignored: Ignored,
     pub(super) now_ms: u64,
+    /// Something that is not stored has changed since.
+    pub(super) is_volatile_new: bool,
+    /// Users who have come to share a room with the reader.
+    pub(super) newly_shared: RefCell<Vec<UserNumber>>,
 }
 
 impl View<'_> {
@@ -85,6 +89,8 @@ impl Sync {
                 .accounts
                 .ignored_users(snapshot, request.viewer.user)?,
             now_ms: self.inner.clock.now_ms(),
+            is_volatile_new: since.is_none_or(|since| since.volatile != token.volatile),
+            newly_shared: RefCell::default(),
         };
         let known = since.filter(|_| !request.is_full_state);
         let known = known.map_or(Position::default(), |since| since.position);
@@ -98,12 +104,13 @@ impl Sync {
         let (global, of_rooms) = by_room(changes);
         let has_data = write_global_data(&mut body, &view, &global);
         let has_rooms = self.write_rooms(&mut body, &view, of_rooms)?;
+        let has_presence = self.write_presence(&mut body, &view)?;
         write_devices(&mut body);
         body.push(b'}');
         Ok(Answer {
             body: body.into(),
             token,
-            is_news: has_data || has_rooms,
+            is_news: has_data || has_rooms || has_presence,
         })
     }
 
@@ -197,12 +204,12 @@ impl Sync {
         if is_whole || view.is_new(entry.position) || !data.is_empty() {
             return true;
         }
-        entry.class == Class::Join
-            && self
-                .inner
-                .rooms
-                .published(entry.room)
-                .is_some_and(|room| view.is_new(room.position))
+        if entry.class != Class::Join {
+            return false;
+        }
+        let published = self.inner.rooms.published(entry.room);
+        published.is_some_and(|room| view.is_new(room.position))
+            || self.may_have_ephemeral(view, entry.room)
     }
 
     /// An invite or a knock: the stripped state that the user was shown.

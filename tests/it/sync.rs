@@ -598,3 +598,139 @@ async fn many_waiting_clients_get_the_same_event() {
         "the sender knows its own"
     );
 }
+
+#[tokio::test]
+async fn receipts_and_typing_come_with_their_room_and_wake() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.create_room().await;
+    bob.join(&room).await.ok();
+    let said = alice.say(&room, "read this").await;
+    let (of_alice, of_bob) = (alice.sync().await, bob.sync().await);
+    assert_eq!(
+        of_bob.joined(&room)["unread_notifications"]["notification_count"],
+        1
+    );
+    assert_eq!(of_bob.joined(&room)["org.matrix.msc2654.unread_count"], 1);
+
+    let path = crate::room_words::room_path(
+        &room,
+        &format!("/receipt/m.read/{}", crate::room_words::escaped(&said)),
+    );
+    let read = async { bob.post(&path, json!({})).await.ok() };
+    let (woken, _) = tokio::join!(alice.wait_since(&of_alice), read);
+    let ephemeral = &woken.joined(&room)["ephemeral"];
+    assert_eq!(types(ephemeral), ["m.receipt"]);
+    assert!(ephemeral["events"][0]["content"][&said]["m.read"][&bob.id]["ts"].is_u64());
+    assert_eq!(woken.joined(&room)["timeline"]["events"], json!([]));
+    let read = bob.sync_since(&of_bob).await;
+    assert_eq!(
+        read.joined(&room)["unread_notifications"]["notification_count"],
+        0
+    );
+    assert!(
+        alice.sync_since(&woken).await.body.get("rooms").is_none(),
+        "it is told once"
+    );
+    assert_eq!(
+        types(&alice.sync().await.joined(&room)["ephemeral"]),
+        ["m.receipt"]
+    );
+
+    let path = crate::room_words::room_path(
+        &room,
+        &format!("/typing/{}", crate::room_words::escaped(&bob.id)),
+    );
+    let typing = async {
+        bob.put(&path, json!({ "typing": true, "timeout": 60_000 }))
+            .await
+            .ok()
+    };
+    let (typed, _) = tokio::join!(alice.wait_since(&woken), typing);
+    let ephemeral = &typed.joined(&room)["ephemeral"];
+    assert_eq!(
+        ephemeral["events"],
+        json!([{ "type": "m.typing", "content": { "user_ids": [bob.id] } }])
+    );
+    bob.put(&path, json!({ "typing": false })).await.ok();
+    let stopped = alice.wait_since(&typed).await;
+    assert_eq!(
+        stopped.joined(&room)["ephemeral"]["events"][0]["content"]["user_ids"],
+        json!([])
+    );
+    let filter = json!({ "room": { "ephemeral": { "types": [] } } });
+    let without = alice.sync_filtered(&filter, "").await;
+    assert_eq!(without.joined(&room)["ephemeral"]["events"], json!([]));
+}
+
+#[tokio::test]
+async fn presence_of_those_who_share_a_room_is_told() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.create_room().await;
+    let stranger = alice.sync().await;
+    let path = format!(
+        "/_matrix/client/v3/presence/{}/status",
+        crate::room_words::escaped(&bob.id)
+    );
+    bob.put(&path, json!({ "presence": "online", "status_msg": "soup" }))
+        .await
+        .ok();
+    bob.join(&room).await.ok();
+
+    let of_bob = |body: &Value| {
+        let events = body["presence"]["events"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        events
+            .into_iter()
+            .find(|event| event["sender"] == bob.id.as_str())
+    };
+    let mut synced = alice.wait_since(&stranger).await;
+    while of_bob(&synced.body).is_none() {
+        synced = alice.wait_since(&synced).await;
+    }
+    let event = of_bob(&synced.body).expect("it was found");
+    assert_eq!(event["type"], "m.presence");
+    assert_eq!(event["content"]["status_msg"], "soup");
+    let without = alice
+        .sync_filtered(&json!({ "presence": { "types": [] } }), "")
+        .await;
+    assert!(without.body.get("presence").is_none());
+}
+
+#[tokio::test]
+async fn threads_have_counts_of_their_own_for_those_who_ask() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.create_room().await;
+    bob.join(&room).await.ok();
+    let root = alice.say(&room, "root").await;
+    let relation = json!({ "rel_type": "m.thread", "event_id": root });
+    alice
+        .say_content(
+            &room,
+            json!({ "msgtype": "m.text", "body": "in it", "m.relates_to": relation }),
+        )
+        .await;
+    let filter = json!({ "room": { "timeline": { "unread_thread_notifications": true } } });
+    let synced = bob.sync_filtered(&filter, "").await;
+    let joined = synced.joined(&room);
+    assert_eq!(joined["unread_notifications"]["notification_count"], 1);
+    assert_eq!(
+        joined["unread_thread_notifications"][&root]["notification_count"],
+        1
+    );
+    let synced = bob.sync().await;
+    assert_eq!(
+        synced.joined(&room)["unread_notifications"]["notification_count"],
+        2
+    );
+    assert!(
+        synced
+            .joined(&room)
+            .get("unread_thread_notifications")
+            .is_none()
+    );
+}

@@ -50,7 +50,6 @@ struct Request {
     #[serde(default)]
     full_state: bool,
     #[serde(default)]
-    #[expect(dead_code, reason = "there is no presence yet")]
     set_presence: PresenceState,
     /// In milliseconds.
     #[serde(default)]
@@ -86,6 +85,10 @@ async fn sync_events(
         (false, true) => StatePlace::UnstableEnd,
         (false, false) => StatePlace::Start,
     };
+    // As long as this lives the user counts as being here.
+    let _syncing = server
+        .ephemeral
+        .syncing(&super::who(&session), &request.set_presence);
     let request = sync::Request {
         user: session.user.clone(),
         viewer: Viewer {
