@@ -3,6 +3,7 @@
 //! [`Rooms`] is cheap to clone. Reading functions take a [`Snapshot`] and block; writing goes through the
 //! [`RoomWriter`], of which there is one per room at a time. Nothing here uses the network.
 
+mod aggregations;
 mod alias;
 mod cache;
 pub mod client_event;
@@ -23,6 +24,7 @@ mod send;
 mod state;
 mod succession;
 mod summary;
+mod threads;
 mod timeline;
 mod unread;
 mod upgrade;
@@ -43,6 +45,7 @@ use ruma::{
 };
 
 pub use self::{
+    aggregations::Rendering,
     alias::AliasRow,
     create::{CreateRoom, Preset},
     directory::{DirectoryPage, DirectoryQuery, Listed},
@@ -53,9 +56,11 @@ pub use self::{
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
     page::{NoPlace, Page, PageQuery, Place},
+    relations::{MAX_RELATION_DEPTH, RelationQuery},
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
     summary::Summary,
+    threads::{ThreadQuery, ThreadRow},
     timeline::{Placed, TimelineRow},
     unread::{Count, ReadThread, Unread, UnreadThreads},
     upgrade::Upgrade,
@@ -106,6 +111,12 @@ pub enum Error {
     /// Text that is no room alias.
     #[error("this is not a room alias")]
     InvalidAlias,
+    /// A thread cannot start from an event that relates to another.
+    #[error("a thread cannot start from an event that relates to another")]
+    NoThreadRoot,
+    /// The user has annotated the event so before.
+    #[error("you have annotated the event so before")]
+    DuplicateAnnotation,
     /// The store failed, or a row is damaged.
     #[error(transparent)]
     Storage(#[from] storage::Error),

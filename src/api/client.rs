@@ -19,12 +19,14 @@ mod push;
 mod read_marker;
 mod receipt;
 mod redact;
+mod relations;
 mod room;
 mod session;
 mod space;
 mod state;
 mod sync;
 mod tag;
+mod threads;
 mod typing;
 mod uiaa;
 mod user_directory;
@@ -69,6 +71,8 @@ pub(super) fn routes() -> Routes {
         .join(alias::routes())
         .join(directory::routes())
         .join(space::routes())
+        .join(relations::routes())
+        .join(threads::routes())
 }
 
 /// The user of a session.

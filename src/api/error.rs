@@ -340,6 +340,10 @@ impl From<rooms::Error> for Error {
                 "An alias does not lead to this room".to_owned(),
             ),
             E::InvalidAlias => Self::invalid_param("This is not a room alias"),
+            error @ E::NoThreadRoot => bad(ErrorCode::Unknown, error.to_string()),
+            error @ E::DuplicateAnnotation => {
+                bad(ErrorCode::DuplicateAnnotation, error.to_string())
+            }
             E::AliasInUse => bad(ErrorCode::RoomInUse, "This alias is taken".to_owned()),
             E::Storage(error) => error.into(),
             E::Accounts(error) => error.into(),

@@ -1,18 +1,20 @@
-//! Redaction: what is left of an event whose content was taken back.
+//! Redaction: who may redact what, and what is left of an event whose content was taken back.
 //!
 //! The body is replaced by its redacted canonical form; the original is kept apart for moderators.
 //! engine.md section 15.
 
 use std::sync::Arc;
 
-use ruma::room_version_rules::RoomVersionRules;
+use ruma::{UserId, room_version_rules::RoomVersionRules};
 
 use super::{
     Error, RoomNumber, StoredEvent,
-    event::{BODIES, Body, METAS, flag, hash_of},
+    event::{BODIES, Body, METAS, Relation, flag, hash_of},
+    relations,
+    threads::{self, ThreadChange},
 };
 use crate::{
-    events::{EventNumber, redact},
+    events::{AuthError, EventNumber, PowerLevels, redact},
     storage::{Batch, Family, Table},
 };
 
@@ -23,7 +25,31 @@ static ORIGINALS: Table<(RoomNumber, EventNumber), Body> =
 /// An event as it is once it is redacted, with the body that it had in [`Redacted::original`].
 pub(super) struct Redacted {
     pub(super) event: StoredEvent,
+    /// What it related to.
+    pub(super) relation: Option<(Relation, EventNumber)>,
+    /// What its thread loses.
+    pub(super) thread: Option<ThreadChange>,
     original: bytes::Bytes,
+}
+
+/// That a user may redact an event: an own one, or with the power over those of others.
+///
+/// The authorization rules leave this to the servers from room version 3 on.
+///
+/// # Errors
+/// [`Error::NotAllowed`].
+///
+/// Spec: c2s, "Redactions"; rooms/v3, "Handling redactions".
+pub(super) fn check(
+    sender: &UserId,
+    levels: &PowerLevels,
+    target: &StoredEvent,
+) -> Result<(), Error> {
+    if target.pdu.sender == sender || levels.may_redact_others(sender) {
+        return Ok(());
+    }
+    let text = "the power level does not suffice to redact the events of others".to_owned();
+    Err(Error::NotAllowed(AuthError::Refused(text)))
 }
 
 /// The redacted form of an event.
@@ -35,6 +61,7 @@ pub(super) fn redacted(target: &StoredEvent, rules: &RoomVersionRules) -> Result
         .map_err(|malformed| Error::corrupt("bodies", &malformed.to_string()))?;
     let mut meta = target.meta.clone();
     meta.flags |= flag::REDACTED;
+    let relation = meta.relation.take();
     let event = StoredEvent {
         number: target.number,
         meta,
@@ -42,35 +69,32 @@ pub(super) fn redacted(target: &StoredEvent, rules: &RoomVersionRules) -> Result
     };
     Ok(Redacted {
         event,
+        relation,
+        thread: None,
         original: target.pdu.json.clone(),
     })
 }
 
-/// Replaces the rows of a redacted event.
+/// Replaces the rows of a redacted event, which no longer relates to another.
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, redacted: &Redacted) {
     let event = &redacted.event;
     let key = (room, event.number);
     let Some(hash) = hash_of(&event.pdu.event_id) else {
         return;
     };
-    batch.put(
-        &BODIES,
-        &key,
-        &Body {
-            hash,
-            json: event.pdu.json.clone(),
-        },
-    );
+    let body = Body {
+        hash,
+        json: event.pdu.json.clone(),
+    };
+    batch.put(&BODIES, &key, &body);
     batch.put(&METAS, &key, &event.meta);
-    // A second redaction must not replace the original by what the first one left.
-    if redacted.original.len() > event.pdu.json.len() {
-        batch.put(
-            &ORIGINALS,
-            &key,
-            &Body {
-                hash,
-                json: redacted.original.clone(),
-            },
-        );
+    let original = Body {
+        hash,
+        json: redacted.original.clone(),
+    };
+    batch.put(&ORIGINALS, &key, &original);
+    relations::remove(batch, room, redacted);
+    if let Some(change) = &redacted.thread {
+        threads::insert(batch, room, change);
     }
 }

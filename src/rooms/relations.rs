@@ -1,12 +1,23 @@
-//! Relations between events: what replaces, annotates or refers to an event, and threads.
+//! Relations between events: what replaces, annotates or refers to an event, or is said in its thread.
 //!
-//! engine.md section 5.4.
+//! A row stands for a relation that counts: when the event that relates is redacted its row goes. engine.md section 5.4.
 
-use super::{RoomNumber, StoredEvent, TypeNumber, event::Reader};
+use std::collections::BTreeMap;
+
+use ruma::{CanonicalJsonObject, canonical_json::CanonicalJsonValue};
+
+use super::{
+    Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, TypeNumber,
+    event::{Reader, Relation},
+    page::Place,
+    redact::Redacted,
+    state::Source,
+    threads::{self, ThreadChange},
+};
 use crate::{
     accounts::UserNumber,
     events::EventNumber,
-    storage::{Batch, Family, Index, Record, Table},
+    storage::{Batch, Family, Index, Order, Record, Snapshot, Table},
 };
 
 /// Events that relate to a parent, by relation, in timeline order.
@@ -15,10 +26,10 @@ pub(super) static RELATIONS: Table<(RoomNumber, EventNumber, u8, Index), Relatio
 
 /// An event that relates to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RelationRow {
-    pub event: EventNumber,
-    pub sender: UserNumber,
-    pub event_type: TypeNumber,
+pub(super) struct RelationRow {
+    pub(super) event: EventNumber,
+    pub(super) sender: UserNumber,
+    pub(super) event_type: TypeNumber,
 }
 
 impl Record for RelationRow {
@@ -42,19 +53,370 @@ pub(super) fn insert(
     batch: &mut Batch,
     room: RoomNumber,
     event: &StoredEvent,
-    _parent: Option<&StoredEvent>,
+    thread: Option<&ThreadChange>,
 ) {
-    let Some((relation, parent)) = event.meta.relation else {
-        return;
+    if let Some((relation, parent)) = event.meta.relation {
+        let row = RelationRow {
+            event: event.number,
+            sender: event.meta.sender,
+            event_type: event.meta.event_type,
+        };
+        let key = (room, parent, relation as u8, Index(event.meta.index));
+        batch.put(&RELATIONS, &key, &row);
+    }
+    if let Some(change) = thread {
+        threads::insert(batch, room, change);
+    }
+}
+
+/// Takes away the row of an event that is redacted.
+pub(super) fn remove(batch: &mut Batch, room: RoomNumber, redacted: &Redacted) {
+    if let Some((relation, parent)) = redacted.relation {
+        let index = Index(redacted.event.meta.index);
+        batch.delete(&RELATIONS, &(room, parent, relation as u8, index));
+    }
+}
+
+/// Annotations of one event that are looked at for a duplicate.
+const MAX_ANNOTATIONS_SEARCHED: usize = 10_000;
+
+/// Refuses what a client may not relate: a thread that starts from an event which is itself related, and the same
+/// annotation a second time.
+///
+/// Spec: c2s, "Validation of m.thread relationships", "Avoiding duplicate annotations".
+pub(super) fn check(
+    source: &Source<'_>,
+    (sender, event_type): (UserNumber, TypeNumber),
+    content: &CanonicalJsonObject,
+    (relation, parent): (Relation, &StoredEvent),
+) -> Result<(), Error> {
+    match relation {
+        Relation::Thread if parent.meta.relation.is_some() => Err(Error::NoThreadRoot),
+        Relation::Annotation => {
+            let Some(key) = annotation_key(content) else {
+                return Ok(());
+            };
+            for event in own_annotations(source, (sender, event_type), parent.number)? {
+                let other: Option<CanonicalJsonObject> = event.pdu.content_as().ok();
+                if other.as_ref().and_then(annotation_key) == Some(key) {
+                    return Err(Error::DuplicateAnnotation);
+                }
+            }
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn annotation_key(content: &CanonicalJsonObject) -> Option<&str> {
+    match content.get("m.relates_to")? {
+        CanonicalJsonValue::Object(relates_to) => relates_to.get("key")?.as_str(),
+        _ => None,
+    }
+}
+
+/// The annotations of this type by this user on an event, in flight or published.
+fn own_annotations(
+    source: &Source<'_>,
+    (sender, event_type): (UserNumber, TypeNumber),
+    parent: EventNumber,
+) -> Result<Vec<std::sync::Arc<StoredEvent>>, Error> {
+    let in_flight = source.fresh.iter().flat_map(|fresh| fresh.events.values());
+    let is_wanted = |event: &&std::sync::Arc<StoredEvent>| {
+        let meta = &event.meta;
+        meta.relation == Some((Relation::Annotation, parent))
+            && meta.sender == sender
+            && meta.event_type == event_type
     };
-    let row = RelationRow {
-        event: event.number,
-        sender: event.meta.sender,
-        event_type: event.meta.event_type,
-    };
-    batch.put(
-        &RELATIONS,
-        &(room, parent, relation as u8, Index(event.meta.index)),
-        &row,
+    let mut found: Vec<_> = in_flight.filter(is_wanted).cloned().collect();
+    let snapshot = source.snapshot()?;
+    let prefix = (source.room, parent, Relation::Annotation as u8);
+    let mut numbers = Vec::new();
+    for row in snapshot
+        .scan(RELATIONS.prefix(&prefix), Order::Backward)
+        .take(MAX_ANNOTATIONS_SEARCHED)
+    {
+        let (_, row) = row?;
+        if row.sender == sender && row.event_type == event_type {
+            numbers.push(row.event);
+        }
+    }
+    found.extend(
+        source
+            .rooms
+            .events(snapshot, source.room, &numbers)?
+            .into_iter()
+            .flatten(),
     );
+    Ok(found)
+}
+
+/// Which events that relate to a parent are asked for.
+#[derive(Clone, Debug)]
+pub struct RelationQuery {
+    pub parent: EventNumber,
+    /// A `rel_type`; any if absent.
+    pub rel_type: Option<String>,
+    pub event_type: Option<String>,
+    pub order: Order,
+    pub from: Option<Place>,
+    pub to: Option<Place>,
+    pub limit: usize,
+    /// Also what relates to what relates to the parent, and so on.
+    pub is_recursive: bool,
+}
+
+/// How deep recursion goes.
+pub const MAX_RELATION_DEPTH: u32 = 3;
+/// Events that recursion collects.
+const MAX_RECURSED: usize = 5_000;
+/// Rows read at once of each relation, at least.
+const MIN_ROWS_READ: usize = 30;
+/// Rounds of reading for one page, while most events are not wanted.
+const MAX_ROUNDS: usize = 50;
+
+const ALL: [Relation; 5] = [
+    Relation::Replace,
+    Relation::Annotation,
+    Relation::Reference,
+    Relation::Thread,
+    Relation::Other,
+];
+
+impl Rooms {
+    /// A page of the events that relate to another and that the user may see; where to go on if there are more.
+    pub fn relations(
+        &self,
+        snapshot: &Snapshot,
+        sight: &mut Sight,
+        query: &RelationQuery,
+    ) -> Result<(Vec<Placed>, Option<Place>), Error> {
+        let mut page = Vec::new();
+        let mut window = Window::new(query);
+        for _ in 0..MAX_ROUNDS {
+            let (rows, rest) = match query.is_recursive {
+                true => (
+                    self.descendants(snapshot, sight.room(), query, &window)?,
+                    None,
+                ),
+                false => self.children(snapshot, sight.room(), query, &window)?,
+            };
+            let numbers: Vec<_> = rows.iter().map(|(_, row)| row.event).collect();
+            let events = self.events(snapshot, sight.room(), &numbers)?;
+            for ((index, _), event) in rows.iter().zip(events) {
+                let Some(event) = event else { continue };
+                if !query.wants(&event) || !self.may_see(snapshot, sight, &event)? {
+                    continue;
+                }
+                if page.len() == query.limit {
+                    return Ok((page, Some(query.place_before(*index))));
+                }
+                page.push(Placed {
+                    index: *index,
+                    position: event.meta.position,
+                    event,
+                });
+            }
+            match rest {
+                Some(rest) => window = rest,
+                None => return Ok((page, None)),
+            }
+        }
+        let rest = query.place_before(window.first(query.order));
+        Ok((page, Some(rest)))
+    }
+
+    /// Rows of one parent in order, and the window in which there may be more.
+    fn children(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        query: &RelationQuery,
+        window: &Window,
+    ) -> Result<(Rows, Option<Window>), Error> {
+        let read = query.limit.saturating_add(1).max(MIN_ROWS_READ);
+        let mut rows = Rows::new();
+        // What lies beyond the last row of a relation that was not read to its end is not in order yet.
+        let mut bound: Option<i64> = None;
+        for relation in query.relations() {
+            let range = window.range(room, query.parent, relation);
+            let mut last = None;
+            let mut count = 0;
+            for row in snapshot.scan(range, query.order).take(read) {
+                let ((.., Index(index)), row) = row?;
+                rows.push((index, row));
+                last = Some(index);
+                count += 1;
+            }
+            if let (true, Some(last)) = (count == read, last) {
+                bound = Some(match (bound, query.order) {
+                    (None, _) => last,
+                    (Some(bound), Order::Backward) => bound.max(last),
+                    (Some(bound), Order::Forward) => bound.min(last),
+                });
+            }
+        }
+        sort(&mut rows, query.order);
+        let Some(bound) = bound else {
+            return Ok((rows, None));
+        };
+        rows.retain(|(index, _)| match query.order {
+            Order::Backward => *index >= bound,
+            Order::Forward => *index <= bound,
+        });
+        Ok((rows, Some(window.beyond(bound, query.order))))
+    }
+
+    /// Rows of a parent, of what relates to it, and so on, in order and within the window.
+    fn descendants(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        query: &RelationQuery,
+        window: &Window,
+    ) -> Result<Rows, Error> {
+        let mut found: BTreeMap<i64, RelationRow> = BTreeMap::new();
+        let mut parents = vec![query.parent];
+        for _ in 0..MAX_RELATION_DEPTH {
+            let mut next = Vec::new();
+            for parent in parents {
+                for relation in query.relations() {
+                    let range = RELATIONS.prefix(&(room, parent, relation as u8));
+                    for row in snapshot.scan(range, Order::Backward).take(MAX_RECURSED) {
+                        let ((.., Index(index)), row) = row?;
+                        if found.len() < MAX_RECURSED && found.insert(index, row).is_none() {
+                            next.push(row.event);
+                        }
+                    }
+                }
+            }
+            parents = next;
+        }
+        let mut rows: Rows = found
+            .into_iter()
+            .filter(|(index, _)| window.holds(*index))
+            .collect();
+        sort(&mut rows, query.order);
+        Ok(rows)
+    }
+}
+
+type Rows = Vec<(i64, RelationRow)>;
+
+fn sort(rows: &mut Rows, order: Order) {
+    rows.sort_unstable_by_key(|(index, _)| *index);
+    if order == Order::Backward {
+        rows.reverse();
+    }
+}
+
+impl RelationQuery {
+    fn relations(&self) -> impl Iterator<Item = Relation> {
+        let wanted = self.rel_type.as_deref().map(Relation::of);
+        ALL.into_iter()
+            .filter(move |relation| wanted.is_none_or(|wanted| wanted == *relation))
+    }
+
+    /// Rows do not tell relations apart that have no number of their own, nor types that have none.
+    fn wants(&self, event: &StoredEvent) -> bool {
+        if let Some(wanted) = &self.event_type
+            && event.pdu.event_type.to_string() != *wanted
+        {
+            return false;
+        }
+        match &self.rel_type {
+            Some(wanted) if Relation::of(wanted) == Relation::Other => {
+                rel_type(event).as_deref() == Some(wanted)
+            }
+            _ => true,
+        }
+    }
+
+    /// The place at which a page goes on with the event of `index`.
+    fn place_before(&self, index: i64) -> Place {
+        match self.order {
+            Order::Backward => Place(index),
+            Order::Forward => Place::before(index),
+        }
+    }
+}
+
+fn rel_type(event: &StoredEvent) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        #[serde(rename = "m.relates_to")]
+        relates_to: RelatesTo,
+    }
+    #[derive(serde::Deserialize)]
+    struct RelatesTo {
+        rel_type: String,
+    }
+    let content: Content = event.pdu.content_as().ok()?;
+    Some(content.relates_to.rel_type)
+}
+
+/// Indexes from the first to the last, both included.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    low: i64,
+    high: i64,
+}
+
+impl Window {
+    fn new(query: &RelationQuery) -> Self {
+        let after =
+            |place: Option<Place>| place.map_or(i64::MIN, |place| place.0.saturating_add(1));
+        let until = |place: Option<Place>| place.map_or(i64::MAX, |place| place.0);
+        match query.order {
+            Order::Backward => Self {
+                low: after(query.to),
+                high: until(query.from),
+            },
+            Order::Forward => Self {
+                low: after(query.from),
+                high: until(query.to),
+            },
+        }
+    }
+
+    fn holds(&self, index: i64) -> bool {
+        (self.low..=self.high).contains(&index)
+    }
+
+    fn first(&self, order: Order) -> i64 {
+        match order {
+            Order::Backward => self.high,
+            Order::Forward => self.low,
+        }
+    }
+
+    /// What is left of the window after the event at `index`.
+    fn beyond(&self, index: i64, order: Order) -> Self {
+        match order {
+            Order::Backward => Self {
+                high: index.saturating_sub(1),
+                ..*self
+            },
+            Order::Forward => Self {
+                low: index.saturating_add(1),
+                ..*self
+            },
+        }
+    }
+
+    fn range(
+        &self,
+        room: RoomNumber,
+        parent: EventNumber,
+        relation: Relation,
+    ) -> crate::storage::TableRange<(RoomNumber, EventNumber, u8, Index), RelationRow> {
+        let relation = relation as u8;
+        // The highest index of all is no event's.
+        let end = self.high.saturating_add(1);
+        let start = self.low.min(end);
+        RELATIONS.range(
+            &(room, parent, relation, Index(start)),
+            &(room, parent, relation, Index(end)),
+        )
+    }
 }

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::{
     Error, RoomNumber, Rooms, StoredEvent, TypeNumber,
     event::{EventHash, Reader, put_varint},
+    threads::ThreadRow,
 };
 use crate::{
     events::{
@@ -169,6 +170,8 @@ pub(super) struct Fresh {
     pub(super) key_numbers: HashMap<StateKey, StateKeyNumber>,
     pub(super) events: HashMap<EventNumber, Arc<StoredEvent>>,
     pub(super) event_numbers: HashMap<OwnedEventId, EventNumber>,
+    /// By root; `None`: nothing is left of the thread.
+    pub(super) threads: HashMap<EventNumber, Option<ThreadRow>>,
 }
 
 /// Where the state of one room is read: what its writer has in flight, then the caches, then a snapshot.
@@ -186,7 +189,7 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn snapshot(&self) -> Result<&Snapshot, Error> {
+    pub(super) fn snapshot(&self) -> Result<&Snapshot, Error> {
         self.snapshot.ok_or(Error::NotInMemory)
     }
 

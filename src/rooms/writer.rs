@@ -19,6 +19,7 @@ use super::{
     membership_of,
     send::TransactionKey,
     state::{self, Source, StateRows},
+    threads::ThreadChange,
     timeline, unread,
 };
 use crate::{
@@ -392,7 +393,7 @@ impl RoomWriter {
             state,
             membership,
             redaction,
-            parent,
+            thread,
             mut unread,
         } = authorized;
         let rooms = self.rooms.clone();
@@ -413,7 +414,7 @@ impl RoomWriter {
                 rooms.invalidate_user_rooms(&mut batch, change.user);
             }
         }
-        super::relations::insert(&mut batch, room, &event, parent.as_deref());
+        super::relations::insert(&mut batch, room, &event, thread.as_ref());
         unread::insert(&mut batch, room, &event, membership.as_ref(), &unread);
         if let Some(redacted) = &redaction {
             super::redact::insert(&mut batch, room, redacted);
@@ -427,6 +428,12 @@ impl RoomWriter {
             state,
             redaction.as_ref().map(|redacted| &redacted.event),
         );
+        head.remember_threads([
+            thread.as_ref(),
+            redaction
+                .as_ref()
+                .and_then(|redacted| redacted.thread.as_ref()),
+        ]);
         rooms.publish_with(
             &mut batch,
             room,
@@ -557,6 +564,14 @@ impl Head {
             row.joined = root.joined;
             row.invited = root.invited;
             self.root = *root;
+        }
+    }
+
+    /// Keeps changed threads until they are published.
+    fn remember_threads(&mut self, changes: [Option<&ThreadChange>; 2]) {
+        let [newer, _] = &mut self.fresh;
+        for change in changes.into_iter().flatten() {
+            newer.threads.insert(change.root(), change.after);
         }
     }
 

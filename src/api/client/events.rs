@@ -9,7 +9,7 @@ use crate::{
     api::error::Error,
     events::RootNumber,
     rooms::{
-        Place, RoomNumber, Rooms, Sight, StoredEvent,
+        Place, Rendering, RoomNumber, Rooms, Sight, StoredEvent,
         client_event::{EventForm, Unsigned, Viewer, write_event},
     },
     server::Server,
@@ -125,6 +125,12 @@ impl Reader {
         };
         self.rooms
             .transaction_ids(snapshot, self.room, viewer, events, &mut unsigned)?;
+        let rendering = Rendering {
+            form: EventForm::Client(&self.room_id),
+            now_ms: self.now_ms,
+        };
+        self.rooms
+            .bundle(snapshot, sight, rendering, events, &mut unsigned)?;
         for (event, unsigned) in events.iter().zip(&mut unsigned) {
             unsigned.membership = Some(self.rooms.membership_when(snapshot, sight, event)?);
         }

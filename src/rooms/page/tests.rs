@@ -1,3 +1,5 @@
+//! Places in a timeline as text.
+
 use super::*;
 
 #[test]

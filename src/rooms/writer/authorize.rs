@@ -19,12 +19,16 @@ use super::super::{
     membership::MembershipChange,
     membership_of, milliseconds,
     redact::{self, Redacted},
+    relations,
     state::{GraphRow, RootRow, Source, StateKey, StateRows, state_key},
+    threads::ThreadChange,
     unread,
 };
 use crate::{
     accounts::UserNumber,
-    events::{EventNumber, NewPdu, NodeNumber, Pdu, StateNumber, Verified, auth, trie},
+    events::{
+        EventNumber, NewPdu, NodeNumber, Pdu, PowerLevels, StateNumber, Verified, auth, trie,
+    },
 };
 
 /// Forward extremities that an event cites at most.
@@ -40,8 +44,8 @@ pub(super) struct Authorized {
     pub(super) membership: Option<MembershipChange>,
     /// The event that this one redacts, as it is from now on.
     pub(super) redaction: Option<Redacted>,
-    /// The event that this one relates to.
-    pub(super) parent: Option<Arc<StoredEvent>>,
+    /// What it changes about the thread that it is said in.
+    pub(super) thread: Option<ThreadChange>,
     pub(super) unread: unread::Counted,
 }
 
@@ -77,7 +81,10 @@ struct AuthEvent {
 struct Gathered {
     auth: SmallVec<[AuthEvent; 6]>,
     parent: Option<(Relation, Arc<StoredEvent>)>,
-    redacted: Option<Redacted>,
+    /// The event that this one redacts, as it is.
+    redacted: Option<EventNumber>,
+    /// The same as it is from now on, unless it is redacted already.
+    redaction: Option<Redacted>,
     /// Of a state event: its key, and the event that it replaces.
     state: Option<(StateKey, Current)>,
 }
@@ -147,19 +154,19 @@ pub(super) fn authorize(
     }
     let unread = unread::count(rooms, head, source, &pdu, &mut meta)?;
     let number = head.next_event();
-    let redaction = gathered.redacted.map(|mut redacted| {
+    let redaction = gathered.redaction.map(|mut redacted| {
         redacted.event.meta.redacted_by = Some(number);
         redacted
     });
     let event = StoredEvent { number, meta, pdu };
-    let parent = gathered.parent.map(|(_, parent)| parent);
+    let thread = ThreadChange::by(source, &event)?;
     Ok(Authorized {
         event,
         hash,
         state,
         membership,
         redaction,
-        parent,
+        thread,
         unread,
     })
 }
@@ -206,19 +213,53 @@ fn gather(
         }
         None => None,
     };
+    if let Some((relation, parent)) = &parent {
+        let kind = (numbers.sender, numbers.event_type);
+        relations::check(source, kind, &new.content, (*relation, parent))?;
+    }
     let redacted = match &new.redacts {
         Some(event_id) if new.event_type == TimelineEventType::RoomRedaction => {
-            let target = find(head, source, event_id)?.ok_or(Error::NotFound)?;
-            Some(redact::redacted(&target, head.rules)?)
+            Some(find(head, source, event_id)?.ok_or(Error::NotFound)?)
         }
         _ => None,
+    };
+    let redaction = match &redacted {
+        Some(target) => redaction(head, source, new, &auth, target)?,
+        None => None,
     };
     Ok(Gathered {
         auth,
         parent,
-        redacted,
+        redacted: redacted.map(|target| target.number),
+        redaction,
         state,
     })
+}
+
+/// What the redaction of `target` makes of it; nothing if it is redacted already.
+fn redaction(
+    head: &Head,
+    source: &Source<'_>,
+    new: &NewEvent,
+    auth: &[AuthEvent],
+    target: &StoredEvent,
+) -> Result<Option<Redacted>, Error> {
+    let found = |event_type: &StateEventType| {
+        let known = auth
+            .iter()
+            .find(|known| known.event_type == *event_type && known.key.is_empty());
+        known.map(|known| &*known.event.pdu)
+    };
+    let create = found(&StateEventType::RoomCreate).ok_or(Error::NotFound)?;
+    let levels = found(&StateEventType::RoomPowerLevels);
+    let levels = PowerLevels::new(&head.rules.authorization, levels, create);
+    redact::check(&new.sender, &levels, target)?;
+    if target.meta.has(flag::REDACTED) {
+        return Ok(None);
+    }
+    let mut redacted = redact::redacted(target, head.rules)?;
+    redacted.thread = ThreadChange::without(source, target)?;
+    Ok(Some(redacted))
 }
 
 /// The keys of the state that authorizes an event.
@@ -320,6 +361,7 @@ pub(in super::super) fn room_id_of(
         auth: SmallVec::new(),
         parent: None,
         redacted: None,
+        redaction: None,
         state: None,
     };
     let timestamp = create
@@ -353,7 +395,7 @@ fn meta(
             .parent
             .as_ref()
             .map(|(relation, parent)| (*relation, parent.number)),
-        redacts: gathered.redacted.as_ref().map(|target| target.event.number),
+        redacts: gathered.redacted,
         ..EventMeta::default()
     };
     if let Some((relation, parent)) = &gathered.parent {
