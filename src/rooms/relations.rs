@@ -199,7 +199,7 @@ impl Rooms {
                     self.descendants(snapshot, sight.room(), query, &window)?,
                     None,
                 ),
-                false => self.children(snapshot, sight.room(), query, &window)?,
+                false => self.relation_rows(snapshot, sight.room(), query, &window)?,
             };
             let numbers: Vec<_> = rows.iter().map(|(_, row)| row.event).collect();
             let events = self.events(snapshot, sight.room(), &numbers)?;
@@ -227,7 +227,7 @@ impl Rooms {
     }
 
     /// Rows of one parent in order, and the window in which there may be more.
-    fn children(
+    fn relation_rows(
         &self,
         snapshot: &Snapshot,
         room: RoomNumber,

@@ -12,7 +12,7 @@ use ruma::{
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::super::{
+use crate::rooms::{
     Class, Error, NewEvent, Relation, Rooms, ServerNumber, StoredEvent, TypeNumber,
     event::{EventHash, EventMeta, flag, hash_of},
     head::Head,
@@ -352,7 +352,7 @@ fn build(
 }
 
 /// The room ID that a create event gives its room, from version 12 on.
-pub(in super::super) fn room_id_of(
+pub(in crate::rooms) fn room_id_of(
     rooms: &Rooms,
     head: &Head,
     create: &NewEvent,
