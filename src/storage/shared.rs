@@ -32,7 +32,7 @@ pub(super) struct Shared {
 /// What to do when a write fails. Tests go on after it; a server does not.
 pub(super) type OnFailure = Arc<dyn Fn(&Error) + Send + Sync>;
 
-/// Upper bounds of the buckets of [`Counters::sync_seconds`], in microseconds.
+/// Upper bounds of the buckets of the times of syncs, in microseconds.
 pub const SYNC_BUCKETS_US: [u64; 12] = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 200_000, 1_000_000,
 ];

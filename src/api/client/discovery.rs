@@ -21,12 +21,10 @@ const VERSIONS: [&str; 20] = [
 ];
 
 /// Features that clients look for under the name of their proposal.
-const UNSTABLE_FEATURES: [&str; 5] = [
-    "org.matrix.label_based_filtering",
-    "org.matrix.e2e_cross_signing",
+const UNSTABLE_FEATURES: [&str; 3] = [
+    "org.matrix.msc3026.busy_presence",
     "org.matrix.msc3440.stable",
     "org.matrix.msc4222",
-    "org.matrix.stable.msc4222",
 ];
 
 /// How long others may keep a well-known file.
