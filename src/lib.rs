@@ -8,6 +8,7 @@ pub mod clock;
 pub mod config;
 pub mod ephemeral;
 pub mod events;
+pub mod push;
 pub mod rooms;
 pub mod run;
 pub mod server;

@@ -15,6 +15,7 @@ use crate::{
     clock::Clock,
     config::Config,
     ephemeral::Ephemeral,
+    push::Push,
     rooms::{self, Rooms},
     storage::{self, Store},
     sync::{self, Sync},
@@ -53,6 +54,7 @@ pub struct Server {
     pub setup: Setup,
     pub accounts: Accounts,
     pub rooms: Rooms,
+    pub push: Push,
     pub ephemeral: Ephemeral,
     pub sync: Sync,
 }
@@ -132,6 +134,7 @@ impl Server {
             closing.clone(),
         );
         Ok(Arc::new(Self {
+            push: Push::new(store.clone(), accounts.clone()),
             setup: Setup::new(&clock),
             config,
             clock,

@@ -42,6 +42,8 @@ pub struct NewDevice {
 pub struct DeviceInfo {
     pub id: OwnedDeviceId,
     pub display_name: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    pub created_ms: u64,
     pub last_seen_ip: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub last_seen_ms: Option<u64>,
@@ -157,6 +159,7 @@ impl Accounts {
         DeviceInfo {
             id: key.1,
             display_name: row.display_name,
+            created_ms: row.created_ms,
             last_seen_ms: seen.as_ref().map(|seen| seen.at_ms),
             last_seen_ip: seen.and_then(|seen| seen.ip),
         }

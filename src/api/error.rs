@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, ephemeral, rooms, storage, sync};
+use crate::{accounts, ephemeral, push, rooms, storage, sync};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -428,6 +428,16 @@ impl From<accounts::Error> for Error {
             | E::DamagedAccountData
             | E::PasswordCosts(_)
             | E::Aborted) => Self::internal(error),
+        }
+    }
+}
+
+impl From<push::Error> for Error {
+    fn from(error: push::Error) -> Self {
+        match error {
+            push::Error::Storage(error) => error.into(),
+            push::Error::Accounts(error) => error.into(),
+            push::Error::Invalid(text) => Self::invalid_param(text),
         }
     }
 }

@@ -17,6 +17,7 @@ mod layers;
 mod listeners;
 mod people_in_rooms;
 mod profile;
+mod pushers;
 mod relations;
 mod requests;
 mod resolution;

@@ -1,6 +1,6 @@
-//! Push rules.
+//! Push rules and pushers.
 //!
-//! Spec: c2s, "Push Rules".
+//! Spec: c2s, "Push Notifications".
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use ruma::{
     api::{
         IncomingRequest, Metadata,
         client::push::{
-            PushRule, delete_pushrule, get_pushrule, get_pushrule_actions, get_pushrule_enabled,
-            get_pushrules_all, get_pushrules_global_scope, set_pushrule, set_pushrule_actions,
-            set_pushrule_enabled,
+            PushRule, delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions,
+            get_pushrule_enabled, get_pushrules_all, get_pushrules_global_scope, set_pusher,
+            set_pusher::v3::PusherAction, set_pushrule, set_pushrule_actions, set_pushrule_enabled,
         },
         error::DeserializationError,
     },
@@ -26,6 +26,7 @@ use crate::{
         error::Error,
         routes::{RawJson, Routes},
     },
+    push::Others,
     server::Server,
 };
 
@@ -40,6 +41,8 @@ pub(super) fn routes() -> Routes {
         .endpoint(set_pushrule_actions)
         .endpoint(set_pushrule_enabled)
         .endpoint(delete_pushrule)
+        .endpoint(get_pushers)
+        .endpoint(set_pusher)
 }
 
 async fn get_pushrules_all(
@@ -239,4 +242,42 @@ fn rule(rules: &Ruleset, kind: RuleKind, rule_id: &str) -> Result<PushRule, Erro
         .get(kind, rule_id)
         .ok_or(AccountsError::PushRule(PushRuleError::NotFound))?;
     Ok(rule.into())
+}
+
+async fn get_pushers(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    _request: get_pushers::v3::Request,
+) -> Result<get_pushers::v3::Response, Error> {
+    let (push, user) = (server.push.clone(), session.user_number);
+    let pushers = server
+        .store
+        .read(move |snapshot| push.pushers(snapshot, user))
+        .await?;
+    Ok(get_pushers::v3::Response::new(pushers))
+}
+
+async fn set_pusher(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: set_pusher::v3::Request,
+) -> Result<set_pusher::v3::Response, Error> {
+    let user = session.user_number;
+    match request.action {
+        PusherAction::Post(data) => {
+            let device = session
+                .device
+                .as_ref()
+                .ok_or(AccountsError::UnknownDevice)?;
+            let others = if data.append {
+                Others::Keep
+            } else {
+                Others::Remove
+            };
+            server.push.set(user, device, data.pusher, others).await?;
+        }
+        PusherAction::Delete(ids) => server.push.delete(user, &ids).await?,
+        _ => return Err(Error::invalid_param("The kind of a pusher is not known")),
+    }
+    Ok(set_pusher::v3::Response::new())
 }
