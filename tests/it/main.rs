@@ -11,6 +11,7 @@ mod account_data;
 mod accounts;
 mod command_line;
 mod directory;
+mod faults;
 mod harness;
 mod history;
 mod layers;
