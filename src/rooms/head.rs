@@ -6,7 +6,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -14,12 +14,14 @@ use std::{
 use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomVersionId, room_version_rules::RoomVersionRules};
 
 use super::{
-    Error, RoomNumber, Rooms, StoredEvent,
+    Error, RoomNumber, Rooms, StoredEvent, TypeNumber,
     send::TransactionKey,
     state::{Fresh, RootRow, Source, StateKey},
 };
 use crate::{
-    events::{EventNumber, NodeNumber, RootNumber, StateKeyNumber, StateNumber, version},
+    events::{
+        EventNumber, NodeNumber, PowerLevels, RootNumber, StateKeyNumber, StateNumber, version,
+    },
     storage::{Batch, Family, PositionAt, Snapshot, Stamped, Table},
 };
 
@@ -74,6 +76,8 @@ pub(super) struct Head {
     pub(super) extremities: Vec<(EventNumber, OwnedEventId)>,
     /// State events of the current state that were asked for; emptied when it grows too large.
     pub(super) known: HashMap<StateKey, Option<(StateNumber, Arc<StoredEvent>)>>,
+    /// The power levels of the current state, once they were asked for.
+    levels: OnceLock<Arc<PowerLevels>>,
     /// What is in flight: the newer generation, then the older, which is dropped as a whole when published.
     pub(super) fresh: [Fresh; 2],
     /// Transactions in flight, by generation like `fresh`.
@@ -142,6 +146,7 @@ impl Head {
             root,
             extremities,
             known: HashMap::new(),
+            levels: OnceLock::new(),
             fresh: [Fresh::default(), Fresh::default()],
             transactions: [HashMap::new(), HashMap::new()],
             unborn: false,
@@ -254,6 +259,37 @@ impl Head {
         match self.known.get(key) {
             Some(known) => Ok(known.clone()),
             None => source.state(&self.root, key),
+        }
+    }
+
+    /// The power levels of the current state. `None` before the room has a create event.
+    pub(super) fn levels(
+        &self,
+        rooms: &Rooms,
+        source: &Source<'_>,
+    ) -> Result<Option<Arc<PowerLevels>>, Error> {
+        if let Some(levels) = self.levels.get() {
+            return Ok(Some(Arc::clone(levels)));
+        }
+        let state = |event_type| match rooms.state_key(event_type, "") {
+            Some(key) => self.state(source, &key),
+            None => Ok(None),
+        };
+        let Some((_, create)) = state("m.room.create")? else {
+            return Ok(None);
+        };
+        let levels = state("m.room.power_levels")?;
+        let levels = levels.as_ref().map(|(_, event)| &*event.pdu);
+        let levels = PowerLevels::new(&self.rules.authorization, levels, &create.pdu);
+        Ok(Some(Arc::clone(
+            self.levels.get_or_init(|| Arc::new(levels)),
+        )))
+    }
+
+    /// Forgets the power levels, as an event of the type they come from was appended.
+    pub(super) fn forget_levels(&mut self, event_type: TypeNumber) {
+        if matches!(event_type, TypeNumber::CREATE | TypeNumber::POWER_LEVELS) {
+            self.levels = OnceLock::new();
         }
     }
 

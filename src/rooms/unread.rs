@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     accounts::UserNumber,
-    events::{EventNumber, Pdu, PowerLevels},
+    events::{EventNumber, Pdu},
     storage::{Batch, Index, Position},
 };
 
@@ -183,17 +183,8 @@ fn moves_up(pdu: &Pdu, meta: &EventMeta) -> bool {
 
 /// Whether the sender may mention everybody.
 fn may_notify_room(head: &Head, source: &Source<'_>, pdu: &Pdu) -> Result<bool, Error> {
-    let state = |event_type: &str| match source.rooms.state_key(event_type, "") {
-        Some(key) => head.state(source, &key),
-        None => Ok(None),
-    };
-    let Some((_, create)) = state("m.room.create")? else {
-        return Ok(false);
-    };
-    let levels = state("m.room.power_levels")?;
-    let levels = levels.as_ref().map(|(_, event)| &*event.pdu);
-    let levels = PowerLevels::new(&head.rules.authorization, levels, &create.pdu);
-    Ok(levels.may_notify(&pdu.sender, "room"))
+    let levels = head.levels(source.rooms, source)?;
+    Ok(levels.is_some_and(|levels| levels.may_notify(&pdu.sender, "room")))
 }
 
 /// A member whose rules have to be evaluated: number, ID and name in the room.

@@ -196,18 +196,12 @@ impl RoomWriter {
     }
 
     /// The power levels of the current state, including what is in flight.
-    pub async fn power_levels(&mut self) -> Result<PowerLevels, Error> {
-        let levels = self.state("m.room.power_levels", "").await?;
-        let create = self
-            .state("m.room.create", "")
-            .await?
-            .ok_or(Error::NotFound)?;
-        let levels = levels.as_ref().map(|event| &*event.pdu);
-        Ok(PowerLevels::new(
-            &self.rules().authorization,
-            levels,
-            &create.pdu,
-        ))
+    pub async fn power_levels(&mut self) -> Result<Arc<PowerLevels>, Error> {
+        let rooms = self.rooms.clone();
+        let levels = self
+            .with_source(move |head, source| head.levels(&rooms, source))
+            .await?;
+        levels.ok_or(Error::NotFound)
     }
 
     /// Authorizes and appends an event of a local user. The room can take its next event at once; the event counts as
@@ -582,6 +576,9 @@ impl Head {
         state: Option<StateRows>,
         redacted: Option<&StoredEvent>,
     ) {
+        if state.is_some() {
+            self.forget_levels(event.meta.event_type);
+        }
         let [newer, _] = &mut self.fresh;
         newer.events.insert(event.number, Arc::clone(event));
         newer

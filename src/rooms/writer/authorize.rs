@@ -119,9 +119,12 @@ pub(super) fn authorize(
     if new.event_type == TimelineEventType::RoomMember {
         auth::check_sending(&head.rules.authorization, &event, fetch)?;
     }
-    let event = event
-        .authorize(&head.rules.authorization, fetch)
-        .map_err(|refused| refused.error)?;
+    let rules = &head.rules.authorization;
+    let authorized = match head.levels(rooms, source)? {
+        Some(levels) => event.authorize_with_levels(rules, &levels, fetch),
+        None => event.authorize(rules, fetch),
+    };
+    let event = authorized.map_err(|refused| refused.error)?;
     let pdu = Arc::new(event.into_pdu());
     let hash = hash_of(&pdu.event_id).ok_or(Error::UnsupportedVersion)?;
     let mut meta = meta(rooms, head, &pdu, numbers, &gathered);
