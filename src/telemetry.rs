@@ -56,7 +56,7 @@ impl Default for Config {
 /// # Errors
 /// The filter cannot be read.
 pub fn start_logging(config: &Config) -> Result<(), ParseError> {
-    let filter = EnvFilter::try_new(&config.filter)?;
+    let filter = env_filter(&config.filter)?;
     let on_terminal = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -80,12 +80,18 @@ pub fn start_logging(config: &Config) -> Result<(), ParseError> {
     Ok(())
 }
 
+/// The filter of a text. The library that checks events tells of each of them, also of those that are rightly refused:
+/// that is heard only where the text asks for it.
+fn env_filter(text: &str) -> Result<EnvFilter, ParseError> {
+    EnvFilter::try_new(format!("ruma_state_res=error,{text}"))
+}
+
 /// Whether `filter` can be read.
 ///
 /// # Errors
 /// It cannot.
 pub fn check_filter(filter: &str) -> Result<(), ParseError> {
-    EnvFilter::try_new(filter).map(|_filter| ())
+    env_filter(filter).map(|_filter| ())
 }
 
 /// All metrics of a server.
