@@ -27,6 +27,7 @@ pub struct Config {
     /// `"pretty"` for people, `"json"` for machines, `"auto"`: pretty on a terminal, JSON otherwise.
     pub format: LogFormat,
     /// What to log: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels by module: `info,hearth::rooms=debug`.
+    /// The default keeps the authorization rules quiet, which tell of each event that they let pass.
     pub filter: String,
     /// Requests that take longer than this are logged as a warning; waiting for news is not counted.
     pub slow_request: Period,
@@ -45,7 +46,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             format: LogFormat::Auto,
-            filter: "info".to_owned(),
+            filter: "info,ruma_state_res=warn".to_owned(),
             slow_request: Period::from_secs(2),
         }
     }

@@ -165,7 +165,7 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipCha
     }
 }
 
-/// The rooms of a user, as far as the user has not forgotten them.
+/// A room of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserRoom {
     pub room: RoomNumber,
@@ -173,6 +173,8 @@ pub struct UserRoom {
     pub event: EventNumber,
     /// When the membership became what it is.
     pub position: Position,
+    /// The user has left it and does not want to hear of it any more.
+    pub is_forgotten: bool,
 }
 
 /// The joined members of each server of a room, also of those with none left.
@@ -200,7 +202,7 @@ pub(super) fn rows_of(
 }
 
 impl Rooms {
-    /// The rooms of a user of this server: joined, invited, knocked, left and banned, forgotten ones left out.
+    /// The rooms of a user of this server: joined, invited, knocked, left and banned, also forgotten ones.
     pub fn rooms_of(
         &self,
         snapshot: &Snapshot,
@@ -215,14 +217,13 @@ impl Rooms {
         let mut rooms = Vec::new();
         for row in snapshot.scan(BY_USER.prefix(&(user,)), Order::Forward) {
             let ((_, class, room), Stamped(position, row)) = row?;
-            if !row.forgotten {
-                rooms.push(UserRoom {
-                    room,
-                    class,
-                    event: row.event,
-                    position,
-                });
-            }
+            rooms.push(UserRoom {
+                room,
+                class,
+                event: row.event,
+                position,
+                is_forgotten: row.forgotten,
+            });
         }
         let rooms = Arc::new(rooms);
         let weight = rooms.len() * size_of::<UserRoom>() + 128;
@@ -238,7 +239,7 @@ impl Rooms {
         Ok(rooms)
     }
 
-    /// The current membership of a user of this server in a room.
+    /// The current membership of a user of this server in a room; none in a room that is forgotten.
     pub fn user_room(
         &self,
         snapshot: &Snapshot,
@@ -248,7 +249,7 @@ impl Rooms {
         Ok(self
             .rooms_of(snapshot, user)?
             .iter()
-            .find(|entry| entry.room == room)
+            .find(|entry| entry.room == room && !entry.is_forgotten)
             .cloned())
     }
 

@@ -198,7 +198,8 @@ impl Sync {
     fn may_have_news(&self, view: &View<'_>, entry: &UserRoom, data: &[AccountData]) -> bool {
         let is_whole = view.since.is_none() || view.request.is_full_state;
         if matches!(entry.class, Class::Leave | Class::Ban) {
-            let is_wanted = is_whole && view.request.filter.include_leave;
+            let is_wanted = is_whole && view.request.filter.include_leave && !entry.is_forgotten;
+            // Also one that is forgotten by now: else the user's other devices would never learn of the leave.
             return is_wanted || (view.since.is_some() && view.is_new(entry.position));
         }
         if is_whole || view.is_new(entry.position) || !data.is_empty() {

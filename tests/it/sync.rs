@@ -236,6 +236,27 @@ async fn a_room_that_was_left_is_told_up_to_then() {
 }
 
 #[tokio::test]
+async fn the_leave_of_a_forgotten_room_is_told_to_who_knew_the_room() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.create_room().await;
+    bob.join(&room).await.ok();
+    let known = bob.sync().await;
+    bob.leave(&room).await.ok();
+    let forget = crate::room_words::room_path(&room, "/forget");
+    bob.post(&forget, json!({})).await.ok();
+    alice.say(&room, "after").await;
+
+    let left = bob.sync_since(&known).await;
+    assert!(left.room("leave", &room).is_object(), "{}", left.body);
+    assert_eq!(bodies(left.room("leave", &room)), Vec::<String>::new());
+    assert!(bob.sync_since(&left).await.body.get("rooms").is_none());
+    let filter = json!({ "room": { "include_leave": true } });
+    let archived = bob.sync_filtered(&filter, "").await;
+    assert!(archived.room("leave", &room).is_null());
+}
+
+#[tokio::test]
 async fn a_rejected_and_a_retracted_invite_leave() {
     let server = TestServer::start().await;
     let (alice, bob) = (server.user("alice").await, server.user("bob").await);
