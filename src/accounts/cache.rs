@@ -6,7 +6,6 @@
 use std::{
     borrow::Borrow,
     hash::{BuildHasher, Hash, RandomState},
-    num::NonZeroUsize,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,6 +19,7 @@ const SHARDS: usize = 16;
 pub(super) struct Cache<K, V> {
     shards: [Mutex<Shard<K, V>>; SHARDS],
     hasher: RandomState,
+    rows_per_shard: usize,
 }
 
 struct Shard<K, V> {
@@ -30,16 +30,17 @@ struct Shard<K, V> {
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
     /// Keeps about `capacity` rows, those used last.
     pub(super) fn new(capacity: usize) -> Self {
-        let rows = NonZeroUsize::new(capacity.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
+        // Unbounded for the table, which would otherwise take all the memory at once that it may need some day.
         let shard = |_| {
             Mutex::new(Shard {
-                rows: LruCache::new(rows),
+                rows: LruCache::unbounded(),
                 changed: Position::default(),
             })
         };
         Self {
             shards: std::array::from_fn(shard),
             hasher: RandomState::new(),
+            rows_per_shard: capacity.div_ceil(SHARDS),
         }
     }
 
@@ -56,6 +57,9 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         let mut shard = self.shard(&key);
         if read_at >= shard.changed {
             shard.rows.put(key, value);
+            if shard.rows.len() > self.rows_per_shard {
+                shard.rows.pop_lru();
+            }
         }
     }
 

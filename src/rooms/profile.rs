@@ -219,3 +219,6 @@ fn with_profile(before: &CanonicalJsonObject, profile: &Profile) -> Option<Canon
     }
     Some(after)
 }
+
+#[cfg(test)]
+mod tests;
