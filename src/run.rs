@@ -103,9 +103,7 @@ fn start_background(server: &Arc<Server>) {
         let accounts = accounts.clone();
         async move { accounts.keep_house(stop).await }
     };
-    server
-        .tasks
-        .start("accounts", Stage::Followers, keep_house);
+    server.tasks.start("accounts", Stage::Followers, keep_house);
     let rooms = server.rooms.clone();
     let follow_profiles = move |stop: Stop| {
         let rooms = rooms.clone();

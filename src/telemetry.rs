@@ -11,7 +11,7 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::text,
-    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry},
 };
 use schemars::JsonSchema;
@@ -167,6 +167,8 @@ pub struct HttpMetrics {
     pub requests: Requests,
     pub seconds: RequestSeconds,
     pub panics: Counter,
+    /// Requests that have no answer yet.
+    pub running: Gauge,
 }
 
 impl HttpMetrics {
@@ -175,12 +177,18 @@ impl HttpMetrics {
             requests: Family::default(),
             seconds: Family::new_with_constructor(seconds_histogram),
             panics: Counter::default(),
+            running: Gauge::default(),
         };
         registry.register("http_requests", "Requests answered.", new.requests.clone());
         registry.register(
             "http_request_seconds",
             "Time from a request's head to its answer.",
             new.seconds.clone(),
+        );
+        registry.register(
+            "http_requests_running",
+            "Requests that have no answer yet.",
+            new.running.clone(),
         );
         registry.register(
             "http_panics",

@@ -11,7 +11,9 @@ use std::{
     },
 };
 
-use ruma::{EventId, OwnedEventId, OwnedRoomId, RoomVersionId, room_version_rules::RoomVersionRules};
+use ruma::{
+    EventId, OwnedEventId, OwnedRoomId, RoomVersionId, room_version_rules::RoomVersionRules,
+};
 
 use super::{
     Error, RoomNumber, Rooms, StoredEvent, TypeNumber,

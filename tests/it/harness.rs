@@ -3,7 +3,7 @@
 //! A test says what it is about with words such as `alice.create_room()`; what the words lack is sent with
 //! [`User::get`], [`User::post`] and the like. Tests wait for conditions, never for time.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hearth::{
     clock::Clock,
@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server with a store in memory on a port of its own. It stops when it is dropped with its runtime.
 pub struct TestServer {
+    /// Looks for failures when the server is dropped.
+    _watch: Watch,
     pub running: Running,
     pub http: reqwest::Client,
     pub base: String,
@@ -61,6 +63,29 @@ impl Answer {
     }
 }
 
+/// Looks at the end of a test whether anything failed that no answer told of.
+struct Watch(Option<Arc<Server>>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let Some(server) = self.0.take() else { return };
+        if std::thread::panicking() {
+            return;
+        }
+        let page = server.metrics.encode().expect("metrics");
+        let is_failure = |line: &str| {
+            let (name, count) = line.rsplit_once(' ').unwrap_or_default();
+            let is_counted = name.starts_with("hearth_http_panics_total")
+                || name.starts_with("hearth_task_failures_total")
+                || (name.starts_with("hearth_http_requests_total")
+                    && name.contains("code=\"500\""));
+            is_counted && count != "0"
+        };
+        let failures: Vec<&str> = page.lines().filter(|line| is_failure(line)).collect();
+        assert!(failures.is_empty(), "the server failed: {failures:#?}");
+    }
+}
+
 impl TestServer {
     /// A server with open registration and without rate limits.
     pub async fn start() -> Self {
@@ -83,6 +108,7 @@ impl TestServer {
             .build()
             .expect("a client");
         Self {
+            _watch: Watch(Some(Arc::clone(&running.server))),
             running,
             http,
             base,

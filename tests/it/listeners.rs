@@ -111,3 +111,21 @@ async fn a_server_that_stops_ends_idle_connections_and_takes_no_more() {
         "nobody listens any more"
     );
 }
+
+#[tokio::test]
+async fn a_sync_that_waits_is_answered_when_the_server_stops() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let first = alice.get("/_matrix/client/v3/sync").await.ok();
+    let since = first["next_batch"].as_str().expect("a token").to_owned();
+    let waiting = tokio::spawn(async move {
+        let path = format!("/_matrix/client/v3/sync?timeout=60000&since={since}");
+        alice.get(&path).await.ok()["next_batch"].is_string()
+    });
+    let metrics = |server: &TestServer| server.running.server.metrics.encode().expect("metrics");
+    while !metrics(&server).contains("hearth_http_requests_running 1") {
+        tokio::task::yield_now().await;
+    }
+    server.running.stop().await;
+    assert!(waiting.await.expect("it is answered"));
+}

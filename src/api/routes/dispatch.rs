@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tracing::Instrument as _;
@@ -139,6 +139,7 @@ impl Dispatcher {
         if request.method() == Method::OPTIONS {
             return preflight();
         }
+        let _running = Running::new(&self.metrics.running);
         let started = Instant::now();
         let id = self.request_ids.fetch_add(1, Ordering::Relaxed);
         let (endpoint, args) = match self.find(request.method(), request.uri().path()) {
@@ -255,6 +256,22 @@ impl Dispatcher {
         allow_cross_origin(headers);
         headers.insert(REQUEST_ID, RequestId(id).header());
         response
+    }
+}
+
+/// Counts a request from here until it is dropped, answered or given up by the client.
+struct Running<'a>(&'a Gauge);
+
+impl<'a> Running<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
