@@ -102,7 +102,12 @@ impl Sync {
                 }
                 outline.looked_at += 1;
                 outline.range_start = placed.event.meta.root_before;
-                let membership = self.seen(view, scope, &mut eyes, &placed.event)?;
+                let mut membership = self.seen(view, scope, &mut eyes, &placed.event)?;
+                if membership.is_none()
+                    && self.is_current(view, scope, outline.after, &placed.event)?
+                {
+                    membership = Some(Class::Leave);
+                }
                 let is_wanted = accepts_all || filter.timeline.accepts(&placed.event);
                 match membership.filter(|_| is_wanted) {
                     Some(class) => found.push((placed.index, placed.event, class)),
@@ -149,6 +154,32 @@ impl Sync {
                 Ok(Some(rooms.membership_when(view.snapshot, sight, event)?))
             }
         }
+    }
+
+    /// Whether an event that the reader could not see then is a part of the state that it sees now. Such an event stays in the
+    /// timeline: clients take the last event of a key in the timeline for the state.
+    fn is_current(
+        &self,
+        view: &View<'_>,
+        scope: &Scope<'_>,
+        root: RootNumber,
+        event: &StoredEvent,
+    ) -> Result<bool, Error> {
+        let Some(key) = event
+            .pdu
+            .state_key
+            .as_deref()
+            .filter(|_| scope.joined_since.is_some())
+        else {
+            return Ok(false);
+        };
+        let event_type = event.pdu.event_type.to_string();
+        let at = (scope.room, root);
+        let current = self
+            .inner
+            .rooms
+            .state_event(view.snapshot, at, &event_type, key)?;
+        Ok(current.is_some_and(|current| current.number == event.number))
     }
 
     /// What is told beside each event.
