@@ -185,7 +185,8 @@ impl Sync {
             && timeline.range_start == timeline.after
             && view.ignored.is_empty()
             && scope.joined_since == Some(i64::MIN)
-            && !timeline.events.is_empty();
+            && !timeline.events.is_empty()
+            && !timeline.may_have_relations();
         is_same_for_all.then_some(Key {
             room: scope.room,
             first: timeline.first,

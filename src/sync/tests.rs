@@ -401,11 +401,7 @@ async fn clients_agree(seed: u64) {
 
 #[tokio::test]
 async fn clients_that_sync_at_different_moments_agree_with_each_other_and_with_the_rooms() {
-    let seeds = if cfg!(feature = "fuzzing") {
-        500
-    } else {
-        12
-    };
+    let seeds = if cfg!(feature = "fuzzing") { 500 } else { 12 };
     for seed in 0..seeds {
         clients_agree(seed).await;
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     accounts::Ignored,
     events::RootNumber,
-    rooms::{Class, Placed, RoomNumber, Sight, StoredEvent, client_event::Unsigned},
+    rooms::{Class, Placed, Rendering, RoomNumber, Sight, StoredEvent, client_event::Unsigned},
     storage::Position,
 };
 
@@ -40,6 +40,19 @@ pub(super) struct Timeline {
     pub(super) after: RootNumber,
     /// The state at the start of the range, unless the timeline is limited.
     pub(super) range_start: RootNumber,
+}
+
+impl Timeline {
+    /// Whether others may relate to the events. A timeline reaches to the end of what the reader may see, and what relates to
+    /// an event comes after it.
+    pub(super) fn may_have_relations(&self) -> bool {
+        self.has_gaps
+            || self.events.iter().any(|event| {
+                event.meta.relation.is_some_and(|(_, parent)| {
+                    self.events.iter().any(|event| event.number == parent)
+                })
+            })
+    }
 }
 
 /// Which events of a room are meant.
@@ -195,6 +208,15 @@ impl Sync {
         rooms.transaction_ids(view.snapshot, room, viewer, &timeline.events, &mut unsigned)?;
         for (unsigned, class) in unsigned.iter_mut().zip(&timeline.memberships) {
             unsigned.membership = Some(*class);
+        }
+        if timeline.may_have_relations() {
+            let rendering = Rendering {
+                form: view.request.filter.form(),
+                now_ms: view.now_ms,
+            };
+            let mut sight = rooms.sight(view.snapshot, &view.request.user, viewer.user, room)?;
+            let events = &timeline.events;
+            rooms.bundle(view.snapshot, &mut sight, rendering, events, &mut unsigned)?;
         }
         Ok(unsigned)
     }

@@ -755,3 +755,38 @@ async fn threads_have_counts_of_their_own_for_those_who_ask() {
             .is_none()
     );
 }
+
+#[tokio::test]
+async fn what_relates_to_an_event_is_bundled_with_it() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = alice.create_room().await;
+    bob.join(&room).await.ok();
+    let before = bob.sync().await;
+    let said = alice.say(&room, "teh soup").await;
+    let edit = json!({
+        "msgtype": "m.text", "body": "* the soup",
+        "m.new_content": { "msgtype": "m.text", "body": "the soup" },
+        "m.relates_to": { "rel_type": "m.replace", "event_id": said },
+    });
+    alice.say_content(&room, edit).await;
+    let reply = json!({ "msgtype": "m.text", "body": "yum", "m.relates_to": { "rel_type": "m.thread", "event_id": said } });
+    bob.say_content(&room, reply).await;
+    for synced in [bob.sync_since(&before).await, bob.sync().await] {
+        let events = synced.joined(&room)["timeline"]["events"]
+            .as_array()
+            .expect("events")
+            .clone();
+        let event = events
+            .iter()
+            .find(|event| event["event_id"] == said.as_str())
+            .expect("the message");
+        let relations = &event["unsigned"]["m.relations"];
+        assert_eq!(
+            relations["m.replace"]["content"]["m.new_content"]["body"],
+            "the soup"
+        );
+        assert_eq!(relations["m.thread"]["count"], 1);
+        assert_eq!(relations["m.thread"]["current_user_participated"], true);
+    }
+}
