@@ -88,9 +88,19 @@ impl Sources {
         schema::check(&tree, schema, "", &mut found);
         soften_unknown_keys(&tree, &mut found);
         problems.extend(found);
-        let config = deserialize(&tree, schema, &mut problems);
-        if let Some(config) = &config {
-            config.check(&tree, &mut problems);
+        // What is wrong by itself is left out, so that the rest can be held against each other.
+        let mut sound = tree.clone();
+        for problem in &problems {
+            sound.remove(&problem.path());
+        }
+        let config = deserialize(&sound, schema, &mut problems);
+        // A file that could not be read may hold what is missing.
+        let is_whole = problems.iter().all(|problem| !problem.key.is_empty());
+        if let (Some(config), true) = (&config, is_whole) {
+            let mut across = Vec::new();
+            config.check(&tree, &mut across);
+            across.retain(|new| problems.iter().all(|known| known.key != new.key));
+            problems.extend(across);
         }
         let problems = Problems(problems);
         match config {
@@ -374,12 +384,6 @@ fn soften_unknown_keys(tree: &Node, problems: &mut [Problem]) {
 
 /// Reads section by section, so that each that serde refuses is named.
 fn deserialize(tree: &Node, schema: Schema<'_>, problems: &mut Vec<Problem>) -> Option<Config> {
-    if problems
-        .iter()
-        .any(|problem| problem.severity == Severity::Error)
-    {
-        return None;
-    }
     let NodeValue::Table(sections) = &tree.value else {
         return None;
     };

@@ -43,6 +43,14 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// The key as a path. What is wrong inside a list makes the whole list wrong.
+    pub(super) fn path(&self) -> Vec<&str> {
+        let key = self.key.split('[').next().unwrap_or_default();
+        key.split('.').filter(|name| !name.is_empty()).collect()
+    }
+}
+
 impl Problems {
     /// Whether a server must not start.
     pub fn is_fatal(&self) -> bool {

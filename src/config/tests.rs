@@ -86,6 +86,7 @@ fn all_problems_are_told_at_once_with_their_places() {
             "5:1: log.slow_request: 5 is not right: expected a period such as \"30s\", \"5m\", \"2h\" or \"7d\"",
             "9:1: rate_limits.login: \"often\" is not right: expected \"off\" or { rate = \"100/min\", burst = 50 }",
             "2:1: server.nam: unknown key; did you mean `name`?",
+            "built-in: server.name: is required: the part of user IDs after the colon",
         ]
     );
 }

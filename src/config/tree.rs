@@ -112,6 +112,22 @@ impl Node {
         }
     }
 
+    /// Takes away what is at `path`; the whole tree stays if the path is empty.
+    pub(super) fn remove(&mut self, path: &[&str]) {
+        let NodeValue::Table(table) = &mut self.value else {
+            return;
+        };
+        match path {
+            [] => {}
+            [last] => drop(table.remove(*last)),
+            [first, rest @ ..] => {
+                if let Some(child) = table.get_mut(*first) {
+                    child.remove(rest);
+                }
+            }
+        }
+    }
+
     /// The same without origins.
     pub fn to_value(&self) -> Value {
         match &self.value {
