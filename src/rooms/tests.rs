@@ -12,7 +12,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-async fn rooms() -> Rooms {
+pub(super) async fn rooms() -> Rooms {
     let clock = Clock::seeded(1_700_000_000_000, 7);
     on(Store::memory(), clock).await
 }
@@ -45,7 +45,7 @@ fn bob() -> OwnedUserId {
     owned_user_id!("@bob:example.org")
 }
 
-fn plan(creator: &UserId, preset: Preset, version: RoomVersionId) -> CreateRoom {
+pub(super) fn plan(creator: &UserId, preset: Preset, version: RoomVersionId) -> CreateRoom {
     CreateRoom {
         creator: creator.to_owned(),
         preset,

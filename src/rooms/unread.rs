@@ -89,8 +89,14 @@ impl Memory {
         let Some(change) = change.filter(|change| change.is_local) else {
             return;
         };
-        if change.before != Some(Class::Join) || change.after != Class::Join {
-            self.learnt.evaluated = None;
+        if let Some((_, evaluated)) = &mut self.learnt.evaluated {
+            let own = rooms.accounts.own_rules(None).ok().flatten();
+            let has_own = own.is_some_and(|own| own.users.contains(&change.user));
+            let evaluated = Arc::make_mut(evaluated);
+            evaluated.retain(|user| *user != change.user);
+            if has_own && change.after == Class::Join {
+                evaluated.push(change.user);
+            }
         }
         if let Some(locals) = &mut self.learnt.locals {
             Arc::make_mut(locals).change(rooms, change.user, &event.pdu);
