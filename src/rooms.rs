@@ -62,7 +62,7 @@ pub use self::{
     summary::Summary,
     threads::{ThreadQuery, ThreadRow},
     timeline::{Placed, TimelineRow},
-    unread::{Count, ReadThread, Unread, UnreadThreads},
+    unread::{Count, Notification, Notifications, ReadThread, Unread, UnreadThreads, Wanted},
     upgrade::Upgrade,
     verify::Violation,
     visibility::Sight,

@@ -9,13 +9,17 @@
 mod content;
 mod locals;
 mod markers;
+mod notifications;
 mod rules;
 
 use std::{collections::HashMap, sync::Arc};
 
 use ruma::OwnedUserId;
 
-pub use self::markers::{Count, ReadThread, Unread, UnreadThreads};
+pub use self::{
+    markers::{Count, ReadThread, Unread, UnreadThreads},
+    notifications::{Notification, Notifications, Wanted},
+};
 pub(super) use self::rules::HabitsCache;
 use self::{
     content::Look,

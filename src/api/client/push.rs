@@ -9,13 +9,15 @@ use ruma::{
     api::{
         IncomingRequest, Metadata,
         client::push::{
-            PushRule, delete_pushrule, get_pushers, get_pushrule, get_pushrule_actions,
-            get_pushrule_enabled, get_pushrules_all, get_pushrules_global_scope, set_pusher,
-            set_pusher::v3::PusherAction, set_pushrule, set_pushrule_actions, set_pushrule_enabled,
+            PushRule, delete_pushrule, get_notifications, get_pushers, get_pushrule,
+            get_pushrule_actions, get_pushrule_enabled, get_pushrules_all,
+            get_pushrules_global_scope, set_pusher, set_pusher::v3::PusherAction, set_pushrule,
+            set_pushrule_actions, set_pushrule_enabled,
         },
         error::DeserializationError,
     },
     push::{RuleKind, Ruleset},
+    serde::Raw,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
@@ -27,7 +29,12 @@ use crate::{
         routes::{RawJson, Routes},
     },
     push::Others,
+    rooms::{
+        Wanted,
+        client_event::{EventForm, event_json},
+    },
     server::Server,
+    storage::{Position, Snapshot},
 };
 
 pub(super) fn routes() -> Routes {
@@ -43,6 +50,51 @@ pub(super) fn routes() -> Routes {
         .endpoint(delete_pushrule)
         .endpoint(get_pushers)
         .endpoint(set_pusher)
+        .endpoint(get_notifications)
+}
+
+/// Spec: c2s, "Listing notifications".
+async fn get_notifications(
+    server: Arc<Server>,
+    session: Arc<Session>,
+    request: get_notifications::v3::Request,
+) -> Result<get_notifications::v3::Response, Error> {
+    const DEFAULT_LIMIT: usize = 20;
+    const MAX_LIMIT: usize = 100;
+    let from = request.from.as_deref().map(str::parse);
+    let before = from
+        .transpose()
+        .map_err(|_not_a_number| Error::invalid_param("from is not a token of this list"))?;
+    let limit = request.limit.and_then(|limit| usize::try_from(limit).ok());
+    let wanted = Wanted {
+        before: before.map(Position),
+        limit: limit.unwrap_or(DEFAULT_LIMIT).clamp(1, MAX_LIMIT),
+        only_highlights: request.only.as_deref() == Some("highlight"),
+    };
+    let (rooms, now_ms) = (server.rooms.clone(), server.clock.now_ms());
+    let page = move |snapshot: &Snapshot| -> Result<_, Error> {
+        let who = (session.user_number, &*session.user);
+        let page = rooms.notifications(snapshot, who, wanted)?;
+        let mut notifications = Vec::with_capacity(page.found.len());
+        for found in page.found {
+            let room_id = rooms.room_id(found.room);
+            let room_id = room_id.ok_or_else(|| Error::not_found("The room is gone"))?;
+            let unsigned = rooms.unsigned(snapshot, found.room, &[Arc::clone(&found.event)])?;
+            let unsigned = unsigned.into_iter().next().unwrap_or_default();
+            let event = event_json(&found.event, EventForm::Sync, &unsigned, now_ms);
+            notifications.push(get_notifications::v3::Notification::new(
+                found.actions,
+                Raw::from_json(event),
+                found.is_read,
+                room_id,
+                found.event.pdu.origin_server_ts,
+            ));
+        }
+        let mut response = get_notifications::v3::Response::new(notifications);
+        response.next_token = page.next.map(|next| next.0.to_string());
+        Ok(response)
+    };
+    server.store.read(page).await
 }
 
 async fn get_pushrules_all(

@@ -152,7 +152,7 @@ pub struct UnreadThreads {
 }
 
 /// The markers of a user in a room.
-struct Markers {
+pub(super) struct Markers {
     all: Marker,
     main: Marker,
     /// With those threads only whose marker stands after that for all.
@@ -160,7 +160,11 @@ struct Markers {
 }
 
 impl Markers {
-    fn read(snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<Self, Error> {
+    pub(super) fn read(
+        snapshot: &Snapshot,
+        user: UserNumber,
+        room: RoomNumber,
+    ) -> Result<Self, Error> {
         let mut markers = Self {
             all: Marker::START,
             main: Marker::START,
@@ -186,7 +190,7 @@ impl Markers {
     }
 
     /// The place up to which a thread is read.
-    fn index(&self, thread: u32) -> i64 {
+    pub(super) fn index(&self, thread: u32) -> i64 {
         let own = if thread == ReadThread::Main.key() {
             self.main.index
         } else {

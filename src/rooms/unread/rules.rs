@@ -327,18 +327,22 @@ impl<'a> Evaluation<'a> {
 }
 
 /// An event as rules see it.
-fn flattened(pdu: &Pdu) -> FlattenedJson {
+pub(super) fn flattened(pdu: &Pdu) -> FlattenedJson {
     let json = String::from_utf8_lossy(&pdu.json).into_owned();
     let raw = RawValue::from_string(json).expect("a stored event is JSON");
     FlattenedJson::from_raw(&Raw::<serde_json::Value>::from_json(raw))
 }
 
-fn context(room: &RoomId, joined: UInt, (id, name): (&UserId, &str)) -> PushConditionRoomCtx {
+pub(super) fn context(
+    room: &RoomId,
+    joined: UInt,
+    (id, name): (&UserId, &str),
+) -> PushConditionRoomCtx {
     PushConditionRoomCtx::new(room.to_owned(), joined, id.to_owned(), name.to_owned())
 }
 
 /// Power levels by which `sender` may mention everybody or not.
-fn sender_levels(sender: &UserId, may_notify_room: bool) -> PushConditionPowerLevelsCtx {
+pub(super) fn sender_levels(sender: &UserId, may_notify_room: bool) -> PushConditionPowerLevelsCtx {
     let level = if may_notify_room { Int::MAX } else { Int::MIN };
     PushConditionPowerLevelsCtx::new(
         [(sender.to_owned(), level)].into(),
@@ -350,15 +354,24 @@ fn sender_levels(sender: &UserId, may_notify_room: bool) -> PushConditionPowerLe
 
 /// What the first rule that applies does.
 fn verdict(rules: &Ruleset, event: &FlattenedJson, context: &PushConditionRoomCtx) -> Verdict {
-    for rule in rules.iter() {
-        // Only conditions about thread subscriptions could wait, and the server has none.
-        if rule.applies(event, context).now_or_never() == Some(true) {
-            let notify = rule.triggers_notification();
-            return Verdict {
-                notify,
-                highlight: notify && rule.triggers_highlight(),
-            };
+    let rule = matching(rules, event, context);
+    rule.map_or(Verdict::default(), |rule| {
+        let notify = rule.triggers_notification();
+        Verdict {
+            notify,
+            highlight: notify && rule.triggers_highlight(),
         }
-    }
-    Verdict::default()
+    })
+}
+
+/// The first rule that applies.
+pub(super) fn matching<'a>(
+    rules: &'a Ruleset,
+    event: &FlattenedJson,
+    context: &PushConditionRoomCtx,
+) -> Option<AnyPushRuleRef<'a>> {
+    // Only conditions about thread subscriptions could wait, and the server has none.
+    let applies =
+        |rule: &AnyPushRuleRef<'_>| rule.applies(event, context).now_or_never() == Some(true);
+    rules.iter().find(applies)
 }
