@@ -151,8 +151,9 @@ async fn presence_is_told_to_those_who_share_a_room() {
         .await
         .fails(400, "M_INVALID_PARAM");
     alice.set_presence(json!({})).await.fails(400, "M_BAD_JSON");
-    let of_bob = alice.put(&presence_path(&bob.id), json!({ "presence": "online" }));
-    of_bob.await.fails(403, "M_FORBIDDEN");
+    let of_bob = presence_path(&bob.id);
+    let of_bob = alice.put(&of_bob, json!({ "presence": "online" })).await;
+    of_bob.fails(403, "M_FORBIDDEN");
     alice.sync_with("set_presence=online").await;
     bob.until(seen, |synced| {
         presence(synced, &alice.id).is_some_and(|content| content["presence"] == "online")

@@ -130,11 +130,9 @@ async fn receipts_that_make_no_sense_are_refused() {
     receipt("m.read", &root, json!({ "thread_id": root }))
         .await
         .ok();
-    let unknown = alice.post(
-        &room_path("!none:hearth.test", "/read_markers"),
-        json!({ "m.read": root }),
-    );
-    unknown.await.fails(403, "M_FORBIDDEN");
+    let unknown = room_path("!none:hearth.test", "/read_markers");
+    let unknown = alice.post(&unknown, json!({ "m.read": root })).await;
+    unknown.fails(403, "M_FORBIDDEN");
 }
 
 #[tokio::test]
@@ -279,7 +277,7 @@ async fn notifications_are_listed_newest_first() {
     bob.say(&room, "of my own").await;
     alice.say(&room, "bob: three").await;
     bob.receipt(&room, "m.read", &first, json!({})).await.ok();
-    let list = |query: &'static str| async {
+    let list = async |query: &str| {
         let path = format!("/_matrix/client/v3/notifications{query}");
         bob.get(&path).await.ok()
     };

@@ -9,10 +9,10 @@ use ruma::{OwnedUserId, UserId};
 use serde::Deserialize;
 use smallvec::SmallVec;
 
-use super::super::{Class, Error, Rooms, StoredEvent, head::Head, membership_of, state::Source};
 use crate::{
     accounts::UserNumber,
     events::{Pdu, trie},
+    rooms::{Class, Error, Rooms, StoredEvent, head::Head, membership_of, state::Source},
 };
 
 #[derive(Clone, Debug, Default)]

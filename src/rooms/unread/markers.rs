@@ -8,13 +8,11 @@ use std::collections::BTreeMap;
 
 use ruma::OwnedEventId;
 
-use super::{
-    super::{Error, RoomNumber, Rooms, StoredEvent, event::Reader},
-    rules::{self, Mode},
-};
+use super::rules::{self, Mode};
 use crate::{
     accounts::UserNumber,
     events::EventNumber,
+    rooms::{Error, RoomNumber, Rooms, StoredEvent, event::Reader},
     storage::{Batch, Family, Index, Order, Record, Snapshot, Table},
 };
 
@@ -106,23 +104,45 @@ impl Record for Marker {
     }
 }
 
-/// What an event is to one user beyond what it is to everybody.
+/// What an event is to one user beyond what it is by the user's mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Exception {
     pub(super) notify: i8,
     pub(super) highlight: i8,
+    /// The user heard of mentions only at that time.
+    pub(super) of_mentions: bool,
+    /// The event notifies those who hear of all, and not those who hear of mentions only.
+    pub(super) is_usual: bool,
+}
+
+impl Exception {
+    /// What to add to the notifications of a user in `mode`, which may be another by now.
+    fn notify_in(self, mode: Mode) -> i64 {
+        let usual = i64::from(self.is_usual);
+        i64::from(self.notify)
+            + match (self.of_mentions, mode) {
+                (false, Mode::Mentions) => usual,
+                (true, Mode::All) => -usual,
+                _ => 0,
+            }
+    }
 }
 
 impl Record for Exception {
     fn encode(&self, to: &mut Vec<u8>) {
         to.extend_from_slice(&self.notify.to_be_bytes());
         to.extend_from_slice(&self.highlight.to_be_bytes());
+        to.push(u8::from(self.of_mentions) | u8::from(self.is_usual) << 1);
     }
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
+        let (notify, highlight) = (reader.u8()?.cast_signed(), reader.u8()?.cast_signed());
+        let bits = reader.u8()?;
         Ok(Self {
-            notify: reader.u8()?.cast_signed(),
-            highlight: reader.u8()?.cast_signed(),
+            notify,
+            highlight,
+            of_mentions: bits & 1 != 0,
+            is_usual: bits & 2 != 0,
         })
     }
 }
@@ -372,7 +392,7 @@ impl Rooms {
             let ((_, _, thread, Index(index)), exception) = row?;
             if index > tally.markers.index(thread) {
                 let sums = tally.differences.entry(thread).or_default();
-                sums.0 += i64::from(exception.notify);
+                sums.0 += exception.notify_in(tally.mode);
                 sums.1 += i64::from(exception.highlight);
             }
         }

@@ -13,7 +13,6 @@ use ruma::{RoomVersionId, UInt, UserId, push::Action};
 use serde::Deserialize;
 
 use super::{
-    super::{Class, Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, UserRoom},
     content::Look,
     markers::{Markers, ReadThread},
     rules,
@@ -21,6 +20,7 @@ use super::{
 use crate::{
     accounts::UserNumber,
     events::{PowerLevels, version},
+    rooms::{Class, Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, UserRoom},
     storage::{Position, Snapshot},
 };
 

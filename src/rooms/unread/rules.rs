@@ -20,14 +20,11 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{
-    super::{Error, Rooms, head::Head, state::Source},
-    content::Look,
-    markers::Exception,
-};
+use super::{content::Look, markers::Exception};
 use crate::{
     accounts::{Ignored, OwnRules, UserNumber},
     events::Pdu,
+    rooms::{Error, Rooms, head::Head, state::Source},
     storage::{Position, Snapshot},
 };
 
@@ -212,7 +209,7 @@ fn is_like_default(rule: AnyPushRuleRef<'_>, default: &Ruleset) -> bool {
 
 /// The habits of users with rules of their own, as of the last change of any rule.
 #[derive(Default)]
-pub(in super::super) struct HabitsCache {
+pub(in crate::rooms) struct HabitsCache {
     users: Mutex<(Position, HashMap<UserNumber, Arc<Habits>>)>,
 }
 
@@ -314,8 +311,10 @@ impl<'a> Evaluation<'a> {
         let exception = Exception {
             notify: step(verdict.notify, usual.notify),
             highlight: step(verdict.highlight, usual.highlight),
+            of_mentions: mode == Mode::Mentions,
+            is_usual: self.default.notify && !self.default.highlight,
         };
-        Ok((exception != Exception::default()).then_some(exception))
+        Ok((verdict != usual).then_some(exception))
     }
 
     fn verdict(&self, rules: &Ruleset, id: &UserId, name: &str) -> Verdict {

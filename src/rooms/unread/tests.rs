@@ -38,6 +38,7 @@ struct Known {
     number: EventNumber,
     index: i64,
     thread: Option<EventNumber>,
+    relates: bool,
     /// By user: notified, highlighted.
     verdicts: HashMap<String, (bool, bool)>,
 }
@@ -157,6 +158,7 @@ impl Model {
             number,
             index: stored.meta.index,
             thread,
+            relates: stored.meta.relation.is_some(),
             verdicts,
         });
     }
@@ -346,8 +348,8 @@ impl Model {
                 4 => "m.reference",
                 _ => "",
             };
-            // A thread hangs on an event of the main timeline.
-            if !relation.is_empty() && (relation != "m.thread" || parent.thread.is_none()) {
+            // A thread hangs on an event that relates to no other.
+            if !relation.is_empty() && (relation != "m.thread" || !parent.relates) {
                 content["m.relates_to"] = json!({ "rel_type": relation, "event_id": parent.id });
             }
         }
@@ -409,4 +411,35 @@ async fn only_threads_keep_ordinals_of_their_own() {
         (rows[0].0.1, rows[0].0.2.0),
         (model.events[0].number, place.index)
     );
+}
+
+#[test]
+fn rows_keep_their_bytes() {
+    use crate::storage::Record as _;
+    let mut bytes = Vec::new();
+    let exception = super::Exception {
+        notify: -1,
+        highlight: 1,
+        of_mentions: true,
+        is_usual: true,
+    };
+    exception.encode(&mut bytes);
+    assert_eq!(bytes, [255, 1, 3]);
+    assert_eq!(super::Exception::decode(&bytes).unwrap(), exception);
+    bytes.clear();
+    let marker = super::Marker {
+        index: -2,
+        ord_all: 3,
+        ord_thread: 2,
+        ord_room: 1,
+    };
+    marker.encode(&mut bytes);
+    assert_eq!(bytes[..8], [255, 255, 255, 255, 255, 255, 255, 254]);
+    assert_eq!(
+        bytes[8..],
+        [
+            0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1
+        ]
+    );
+    assert_eq!(super::Marker::decode(&bytes).unwrap(), marker);
 }
