@@ -106,7 +106,7 @@ struct Inner {
     /// Held while numbers of users are given out, until they are durable.
     giving_out: Arc<tokio::sync::Mutex<()>>,
     /// Held while a registration token changes.
-    token_turns: tokio::sync::Mutex<()>,
+    token_turns: Arc<tokio::sync::Mutex<()>>,
     numbers: Cache<OwnedUserId, UserNumber>,
     ids: Cache<UserNumber, OwnedUserId>,
     sessions: Cache<TokenHash, Known>,
@@ -174,7 +174,7 @@ impl Accounts {
             turns: Locks::new(),
             counters,
             giving_out: Arc::default(),
-            token_turns: tokio::sync::Mutex::default(),
+            token_turns: Arc::default(),
             numbers: Cache::new(CACHED_USERS),
             ids: Cache::new(CACHED_USERS),
             sessions: Cache::new(CACHED_SESSIONS),

@@ -69,12 +69,12 @@ struct Inner {
     store: Store,
     accounts: Accounts,
     /// One change at a time: it may concern several users.
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Push {
     pub fn new(store: Store, accounts: Accounts) -> Self {
-        let turn = Mutex::default();
+        let turn = Arc::default();
         Self {
             inner: Arc::new(Inner {
                 store,
@@ -111,11 +111,12 @@ impl Push {
         others: Others,
     ) -> Result<(), Error> {
         check(&pusher)?;
-        let _turn = self.inner.turn.lock().await;
+        let turn = Arc::clone(&self.inner.turn).lock_owned().await;
         let (this, device, key) = (self.clone(), device.to_owned(), key(&pusher.ids));
         let read =
             move |snapshot: &Snapshot| this.batch(snapshot, user, (device, pusher, key), others);
-        let batch = self.inner.store.read(read).await?;
+        let mut batch = self.inner.store.read(read).await?;
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }
@@ -162,9 +163,10 @@ impl Push {
     /// # Errors
     /// The store failed.
     pub async fn delete(&self, user: UserNumber, ids: &PusherIds) -> Result<(), Error> {
-        let _turn = self.inner.turn.lock().await;
+        let turn = Arc::clone(&self.inner.turn).lock_owned().await;
         let mut batch = Batch::new();
         remove(&mut batch, user, key(ids));
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }

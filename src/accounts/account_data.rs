@@ -124,7 +124,7 @@ impl Accounts {
         if event_type.len() > MAX_TYPE_BYTES {
             return Err(Error::AccountDataTooLarge);
         }
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let (this, wanted) = (self.clone(), event_type.to_owned());
         let read = move |snapshot: &Snapshot| {
             let before = snapshot.get(&DATA, &key(user, room, &wanted, 0))?;
@@ -149,7 +149,8 @@ impl Accounts {
             )?;
             Ok::<_, Error>(Some(batch))
         };
-        if let Some(batch) = self.inner.store.read(read).await? {
+        if let Some(mut batch) = self.inner.store.read(read).await? {
+            batch.hold(turn);
             self.inner.store.submit(batch).await?;
         }
         Ok(())

@@ -15,7 +15,7 @@ use super::{
     tokens::device_key,
 };
 use crate::{
-    storage::{Batch, Cbor, Order, Snapshot, Topic},
+    storage::{Batch, Cbor, Guard, Order, Snapshot, Topic},
     tasks::Stop,
 };
 
@@ -58,7 +58,7 @@ impl Accounts {
     /// # Errors
     /// [`Error::InvalidDevice`].
     pub async fn sign_in(&self, user: UserNumber, device: NewDevice) -> Result<Issued, Error> {
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let id = self.device_id(device.id.clone())?;
         let key = (user, device_key(id.as_str()));
         let before = self
@@ -69,6 +69,7 @@ impl Accounts {
         let mut batch = Batch::new();
         let issued =
             self.put_device(&mut batch, (user, &id), before.map(|Cbor(row)| row), device)?;
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         self.inner.counters.logins.inc();
         Ok(issued)
@@ -176,7 +177,7 @@ impl Accounts {
         name: Option<String>,
     ) -> Result<(), Error> {
         check_display_name(name.as_deref())?;
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let key = (user, device_key(id.as_str()));
         let read = key.clone();
         let row = self
@@ -191,6 +192,7 @@ impl Accounts {
         row.display_name = name;
         let mut batch = Batch::new();
         batch.put(&DEVICES, &key, &Cbor(row));
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }
@@ -201,9 +203,10 @@ impl Accounts {
         user: UserNumber,
         ids: &[OwnedDeviceId],
     ) -> Result<(), Error> {
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let wanted: BTreeSet<OwnedDeviceId> = ids.iter().cloned().collect();
-        self.end_devices(user, move |id| wanted.contains(id)).await
+        self.end_devices(turn, user, move |id| wanted.contains(id))
+            .await
     }
 
     /// Ends all devices of `user`, but for `kept`.
@@ -212,20 +215,26 @@ impl Accounts {
         user: UserNumber,
         kept: Option<OwnedDeviceId>,
     ) -> Result<(), Error> {
-        let _turn = self.inner.turns.lock(user).await;
-        self.end_devices(user, move |id| Some(id) != kept.as_deref())
+        let turn = self.inner.turns.lock(user).await;
+        self.end_devices(turn, user, move |id| Some(id) != kept.as_deref())
             .await
     }
 
-    /// Ends one device. The caller holds the account's turn.
-    pub(super) async fn end_device(&self, user: UserNumber, device: &str) -> Result<(), Error> {
+    /// Ends one device.
+    pub(super) async fn end_device(
+        &self,
+        turn: Guard<UserNumber>,
+        user: UserNumber,
+        device: &str,
+    ) -> Result<(), Error> {
         let device = device.to_owned();
-        self.end_devices(user, move |id| id.as_str() == device)
+        self.end_devices(turn, user, move |id| id.as_str() == device)
             .await
     }
 
     async fn end_devices(
         &self,
+        turn: Guard<UserNumber>,
         user: UserNumber,
         ends: impl Fn(&DeviceId) -> bool + Send + 'static,
     ) -> Result<(), Error> {
@@ -239,6 +248,7 @@ impl Accounts {
         }
         let mut batch = Batch::new();
         self.put_end_of_devices(&mut batch, user, &rows);
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }

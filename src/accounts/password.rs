@@ -198,10 +198,15 @@ impl Passwords {
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Error> {
-        let _turn = Arc::clone(&self.turns)
+        let turn = Arc::clone(&self.turns)
             .acquire_owned()
             .await
             .expect("the semaphore is never closed");
+        let work = move || {
+            // The work goes on when nobody waits for it any more, and so must its turn.
+            let _turn = turn;
+            work()
+        };
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_panicked| Error::Aborted)

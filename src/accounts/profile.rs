@@ -67,7 +67,7 @@ impl Accounts {
         value: Option<Value>,
     ) -> Result<(), Error> {
         check_field(name, value.as_ref())?;
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let row = self
             .inner
             .store
@@ -83,6 +83,7 @@ impl Accounts {
         }
         let mut batch = Batch::new();
         self.put_profile(&mut batch, user, &profile)?;
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }

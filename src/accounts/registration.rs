@@ -1,5 +1,7 @@
 //! Who may register, and the tokens that allow it.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -71,8 +73,9 @@ impl Accounts {
         let Some(token) = passed.registration_token else {
             return self.create_user(new, device, batch).await;
         };
-        let _turn = self.inner.token_turns.lock().await;
+        let turn = Arc::clone(&self.inner.token_turns).lock_owned().await;
         let row = self.registration_token_row(&token).await?;
+        batch.hold(turn);
         if let Some(mut row) = row {
             row.completed += 1;
             // One of those that began is this one; which of them does not matter.
@@ -90,7 +93,7 @@ impl Accounts {
 
     /// Keeps a use of `token` for a registration that has begun; false if there is none left.
     pub(super) async fn reserve_registration_token(&self, token: &str) -> Result<bool, Error> {
-        let _turn = self.inner.token_turns.lock().await;
+        let turn = Arc::clone(&self.inner.token_turns).lock_owned().await;
         let now_ms = self.inner.clock.now_ms();
         let Some(mut row) = self
             .registration_token_row(token)
@@ -103,6 +106,7 @@ impl Accounts {
         row.pending_until_ms.push(now_ms + SESSION_LIFETIME_MS);
         let mut batch = Batch::new();
         batch.put(&REGISTRATION_TOKENS, &key(token), &Cbor(row));
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(true)
     }
@@ -123,7 +127,7 @@ impl Accounts {
         if token.is_empty() || token.len() > MAX_TOKEN_CHARS || !token.bytes().all(is_allowed) {
             return Err(Error::InvalidRegistrationToken);
         }
-        let _turn = self.inner.token_turns.lock().await;
+        let turn = Arc::clone(&self.inner.token_turns).lock_owned().await;
         if self.registration_token_row(&token).await?.is_some() {
             return Err(Error::RegistrationTokenInUse);
         }
@@ -134,6 +138,7 @@ impl Accounts {
         };
         let mut batch = Batch::new();
         batch.put(&REGISTRATION_TOKENS, &key(&token), &Cbor(row.clone()));
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(row.info(token, self.inner.clock.now_ms()))
     }
@@ -151,12 +156,13 @@ impl Accounts {
 
     /// Takes a registration token away; false if there was none.
     pub async fn delete_registration_token(&self, token: &str) -> Result<bool, Error> {
-        let _turn = self.inner.token_turns.lock().await;
+        let turn = Arc::clone(&self.inner.token_turns).lock_owned().await;
         if self.registration_token_row(token).await?.is_none() {
             return Ok(false);
         }
         let mut batch = Batch::new();
         batch.delete(&REGISTRATION_TOKENS, &key(token));
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(true)
     }

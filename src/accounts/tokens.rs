@@ -135,7 +135,7 @@ impl Accounts {
 
     /// The new pair is in use: the access token that it replaced ends.
     async fn confirm_exchange(&self, user: UserNumber, hash: TokenHash) -> Result<(), Error> {
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let row = self
             .inner
             .store
@@ -154,6 +154,7 @@ impl Accounts {
         token.kind = TokenKind::Access { replaces: None };
         batch.put(&TOKENS, &(hash,), &Cbor(token));
         self.end_tokens(&mut batch, &[replaced]);
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }
@@ -187,7 +188,7 @@ impl Accounts {
             .read(move |snapshot| Ok::<_, Error>(snapshot.get(&TOKENS, &(hash,))?))
             .await?;
         let Cbor(Token { user, .. }) = row.ok_or_else(unknown)?;
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let found = self
             .inner
             .store
@@ -202,12 +203,15 @@ impl Accounts {
             TokenKind::Access { .. } => Err(unknown()),
             TokenKind::Refresh { access } => {
                 let nonce = TokenHash(self.inner.clock.random_bytes());
-                self.exchange((token, nonce), row, device, access).await
+                let mut batch = Batch::new();
+                batch.hold(turn);
+                let view = (row, device, access);
+                self.exchange(batch, (token, nonce), view).await
             }
             TokenKind::Exchanged { at_ms, nonce, .. } => {
                 let grace_ms = millis(self.inner.config.refresh_grace.0);
                 if next_is_used && at_ms.saturating_add(grace_ms) < self.inner.clock.now_ms() {
-                    self.end_device(user, &device_id).await?;
+                    self.end_device(turn, user, &device_id).await?;
                     return Err(unknown());
                 }
                 Ok(self.issued(pair(token, nonce), device_id.into()))
@@ -218,15 +222,13 @@ impl Accounts {
     /// Exchanges `token`, whose row this is, for the pair made with the nonce beside it.
     async fn exchange(
         &self,
+        mut batch: Batch,
         (token, nonce): (&str, TokenHash),
-        mut row: Token,
-        mut device: Device,
-        access: TokenHash,
+        (mut row, mut device, access): (Token, Device, TokenHash),
     ) -> Result<Issued, Error> {
         let hash = TokenHash::of(token);
         let (user, device_id) = (row.user, row.device.clone());
         let pair = pair(token, nonce);
-        let mut batch = Batch::new();
         let ended: Vec<_> = device
             .tokens
             .iter()
@@ -382,7 +384,7 @@ impl Accounts {
             .await?
             .ok_or(Error::InvalidLoginToken)?;
         // Once only: the second of two requests finds the row gone when its turn comes.
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let Expiring(expires, _) = self
             .inner
             .store
@@ -391,6 +393,7 @@ impl Accounts {
             .ok_or(Error::InvalidLoginToken)?;
         let mut batch = Batch::new();
         batch.delete(&LOGIN_TOKENS, &(hash,));
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         match expires.0 > self.inner.clock.now_ms() {
             true => Ok(user),

@@ -326,7 +326,7 @@ impl Accounts {
         user: UserNumber,
         change: impl FnOnce(&mut Account) + Send + 'static,
     ) -> Result<(), Error> {
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let (mut row, devices) = self
             .inner
             .store
@@ -341,6 +341,7 @@ impl Accounts {
             .flat_map(|(_, device)| device.tokens)
             .collect();
         self.forget_sessions(&mut batch, tokens);
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }
@@ -352,7 +353,7 @@ impl Accounts {
     ///
     /// Spec: c2s, "Account deactivation".
     pub async fn deactivate(&self, user: UserNumber, erase: Erase) -> Result<(), Error> {
-        let _turn = self.inner.turns.lock(user).await;
+        let turn = self.inner.turns.lock(user).await;
         let (mut row, devices) = self
             .inner
             .store
@@ -367,6 +368,7 @@ impl Accounts {
         self.put_end_of_devices(&mut batch, user, &devices);
         self.put_end_of_profile(&mut batch, user);
         self.put_end_of_account_data(&mut batch, user);
+        batch.hold(turn);
         self.inner.store.submit(batch).await?;
         Ok(())
     }

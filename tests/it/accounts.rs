@@ -697,3 +697,40 @@ async fn who_has_the_shared_secret_makes_accounts() {
         .await
         .fails(400, "M_INVALID_PARAM");
 }
+
+#[tokio::test]
+async fn of_several_who_want_a_name_at_once_one_gets_it() {
+    let server = TestServer::start().await;
+    let auth = json!({ "type": "m.login.dummy" });
+    let body = json!({ "username": "alice", "password": PASSWORD, "auth": auth });
+    let attempts = (0..8).map(|_| server.post(REGISTER, body.clone()));
+    let answers = futures_util::future::join_all(attempts).await;
+    let given = answers.iter().filter(|answer| answer.status == 200).count();
+    assert_eq!(given, 1);
+    for answer in answers.iter().filter(|answer| answer.status != 200) {
+        answer.fails(400, "M_USER_IN_USE");
+    }
+}
+
+#[tokio::test]
+async fn changes_at_once_do_not_undo_each_other() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let path = |field: usize| {
+        let user = &alice.id;
+        format!("/_matrix/client/v3/profile/{user}/org.example.f{field}")
+    };
+    let changes = (0..16).map(|field| {
+        let name = format!("org.example.f{field}");
+        let (alice, path) = (&alice, path(field));
+        async move { alice.put(&path, json!({ name.as_str(): field })).await }
+    });
+    for answer in futures_util::future::join_all(changes).await {
+        answer.ok();
+    }
+    let profile = server
+        .get(&format!("/_matrix/client/v3/profile/{}", alice.id))
+        .await
+        .ok();
+    assert_eq!(profile.as_object().map(serde_json::Map::len), Some(16));
+}
