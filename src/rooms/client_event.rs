@@ -105,11 +105,14 @@ impl Rooms {
         events: &[Arc<StoredEvent>],
         unsigned: &mut [Unsigned],
     ) -> Result<(), Error> {
-        for (event, unsigned) in events.iter().zip(unsigned) {
-            if event.meta.sender != viewer.user {
-                continue;
-            }
-            let sent = self.sent_with(snapshot, room, event.number)?;
+        let own = events.iter().zip(unsigned);
+        let (own, numbers): (Vec<_>, Vec<_>) = own
+            .filter(|(event, _)| event.meta.sender == viewer.user)
+            .filter(|(event, _)| self.remembers_transaction(event))
+            .map(|(event, unsigned)| (unsigned, event.number))
+            .unzip();
+        let sent = self.sent_with(snapshot, room, &numbers)?;
+        for (unsigned, sent) in own.into_iter().zip(sent) {
             unsigned.transaction_id = sent
                 .filter(|sent| sent.user == viewer.user && sent.device == viewer.device)
                 .map(|sent| sent.transaction_id);

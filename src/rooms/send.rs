@@ -6,7 +6,7 @@ use ruma::{
 };
 
 use super::{
-    Error, RoomNumber, Rooms,
+    Error, RoomNumber, Rooms, StoredEvent,
     event::{EventHash, Reader, hash_of, id_of, put_u48},
 };
 use crate::{
@@ -198,13 +198,22 @@ impl Rooms {
         batch.put(&SENT_WITH, &(room, event), &sent_with);
     }
 
-    /// With which transaction ID an event was sent, as long as that is remembered.
-    pub fn sent_with(
+    /// Whether it may still be known with which transaction ID an event was sent.
+    pub(super) fn remembers_transaction(&self, event: &StoredEvent) -> bool {
+        event.meta.received + TRANSACTION_TTL_MS > self.clock.now_ms()
+    }
+
+    /// With which transaction IDs events were sent, in their order.
+    pub(super) fn sent_with(
         &self,
         snapshot: &Snapshot,
         room: RoomNumber,
-        event: EventNumber,
-    ) -> Result<Option<SentWith>, Error> {
-        Ok(snapshot.get(&SENT_WITH, &(room, event))?)
+        events: &[EventNumber],
+    ) -> Result<Vec<Option<SentWith>>, Error> {
+        if events.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<_> = events.iter().map(|event| (room, *event)).collect();
+        Ok(snapshot.get_many(&SENT_WITH, &keys)?)
     }
 }

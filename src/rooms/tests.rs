@@ -37,11 +37,11 @@ async fn configured(store: Store, clock: Clock, config: Config) -> Rooms {
     Rooms::new(store, clock, signer, accounts, config).unwrap()
 }
 
-fn alice() -> OwnedUserId {
+pub(super) fn alice() -> OwnedUserId {
     owned_user_id!("@alice:example.org")
 }
 
-fn bob() -> OwnedUserId {
+pub(super) fn bob() -> OwnedUserId {
     owned_user_id!("@bob:example.org")
 }
 
@@ -62,7 +62,7 @@ pub(super) fn plan(creator: &UserId, preset: Preset, version: RoomVersionId) -> 
     }
 }
 
-fn message(sender: &UserId, body: &str) -> NewEvent {
+pub(super) fn message(sender: &UserId, body: &str) -> NewEvent {
     NewEvent {
         sender: sender.to_owned(),
         event_type: TimelineEventType::RoomMessage,

@@ -294,3 +294,6 @@ impl Sight {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

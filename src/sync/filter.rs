@@ -210,7 +210,8 @@ impl RoomSelection {
 }
 
 impl EventSelection {
-    fn new(definition: &RoomEventFilter) -> Self {
+    /// The events that a filter of a room's events wants.
+    pub fn new(definition: &RoomEventFilter) -> Self {
         Self {
             events: Selection {
                 types: definition.types.clone(),

@@ -321,3 +321,27 @@ async fn a_room_is_forgotten_only_after_leaving() {
         .fails(403, "M_FORBIDDEN");
     bob.post(&forget, json!({})).await.ok();
 }
+
+#[tokio::test]
+async fn invites_to_other_servers_are_refused_on_every_way() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let room = alice.create_room().await;
+    let content = json!({ "membership": "invite" });
+    let elsewhere = "@zoe:elsewhere.test";
+
+    let invite = json!({ "user_id": elsewhere });
+    let invited = alice.post(&room_path(&room, "/invite"), invite).await;
+    invited.fails(403, "M_FORBIDDEN");
+    let state = alice
+        .set_state(&room, "m.room.member", elsewhere, content.clone())
+        .await;
+    state.fails(403, "M_FORBIDDEN");
+    let member = json!({ "type": "m.room.member", "state_key": elsewhere, "content": content });
+    let options = json!({ "initial_state": [member] });
+    let created = alice.post("/_matrix/client/v3/createRoom", options).await;
+    created.fails(403, "M_FORBIDDEN");
+    let by_mail = json!({ "id_server": "id.test", "id_access_token": "x", "medium": "email", "address": "a@b.c" });
+    let invited = alice.post(&room_path(&room, "/invite"), by_mail).await;
+    invited.fails(403, "M_THREEPID_DENIED");
+}

@@ -6,10 +6,7 @@ use std::sync::Arc;
 
 use ruma::api::client::context::get_context;
 
-use super::{
-    events::{self, Reader},
-    wanted::Wanted,
-};
+use super::{events::Reader, wanted::Wanted};
 use crate::{
     accounts::Session,
     api::{
@@ -34,18 +31,8 @@ async fn get_context(
     let read = move |snapshot: &Snapshot| -> Result<_, Error> {
         let mut sight = reader.sight(snapshot)?;
         let event = reader.event(snapshot, &mut sight, &request.event_id)?;
-        let wanted = Wanted::new(&request.filter, &reader.room_id);
-        let limit = events::limit(
-            Some(
-                request
-                    .filter
-                    .limit
-                    .unwrap_or(request.limit)
-                    .min(request.limit),
-            ),
-            0,
-        );
-        around(&reader, snapshot, &mut sight, &wanted, (event, limit))
+        let wanted = Wanted::new(&request.filter, &reader.room_id, request.limit);
+        around(&reader, snapshot, &mut sight, &wanted, event)
     };
     server.store.read(read).await
 }
@@ -56,9 +43,9 @@ fn around(
     snapshot: &Snapshot,
     sight: &mut Sight,
     wanted: &Wanted,
-    (event, limit): (Arc<StoredEvent>, usize),
+    event: Arc<StoredEvent>,
 ) -> Result<RawJson, Error> {
-    let index = event.meta.index;
+    let (index, limit) = (event.meta.index, wanted.limit);
     let mut page = |order, from, limit| {
         let query = PageQuery {
             order,

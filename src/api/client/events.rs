@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use ruma::{OwnedRoomId, UInt, UserId, api::Direction};
+use ruma::{OwnedRoomId, UInt, api::Direction};
 
 use crate::{
     accounts::Session,
@@ -13,7 +13,8 @@ use crate::{
         client_event::{EventForm, Unsigned, Viewer, write_event},
     },
     server::Server,
-    storage::{Order, Position, Snapshot},
+    storage::{Order, Snapshot},
+    sync::token::Token,
 };
 
 /// A request to read a room.
@@ -42,10 +43,6 @@ impl Reader {
             session,
             now_ms,
         })
-    }
-
-    pub(super) fn user(&self) -> &UserId {
-        &self.session.user
     }
 
     /// What the reader may see.
@@ -81,8 +78,10 @@ impl Reader {
         if let Ok(place) = token.parse() {
             return Ok(place);
         }
-        let position = stream_position(token)?;
-        Ok(self.rooms.place_at(snapshot, self.room, position)?)
+        let token: Token = token
+            .parse()
+            .map_err(|_malformed| Error::invalid_param("The token is not valid"))?;
+        Ok(self.rooms.place_at(snapshot, self.room, token.position)?)
     }
 
     /// The place after all that there is.
@@ -195,25 +194,6 @@ impl Reader {
         json.push(b']');
         Ok(json)
     }
-}
-
-/// The position in a token of `/sync`; what it says of unstored changes does not matter here.
-fn stream_position(token: &str) -> Result<Position, Error> {
-    let parts = token
-        .strip_prefix('s')
-        .map(|rest| rest.split('~').next().unwrap_or(rest).split('_'));
-    let position = |part: &str| {
-        let (writer, sequence) = part.split_once('.')?;
-        Some(Position::new(
-            writer.parse().ok()?,
-            u64::from_str_radix(sequence, 36).ok()?,
-        ))
-    };
-    let positions = parts.map(|parts| parts.map(position).collect::<Option<Vec<_>>>());
-    let newest = positions
-        .flatten()
-        .and_then(|positions| positions.into_iter().max());
-    newest.ok_or_else(|| Error::invalid_param("The token is not valid"))
 }
 
 /// The order of a direction.

@@ -20,7 +20,7 @@ use ruma::{
         error::ErrorCode,
     },
     canonical_json::CanonicalJsonValue,
-    events::room::member::MembershipState,
+    events::{TimelineEventType, room::member::MembershipState},
 };
 use serde_json::{Value, json};
 
@@ -163,6 +163,26 @@ pub(super) fn require_local(server: &Server, user: &UserId) -> Result<(), Error>
     match server.accounts.is_local(user) {
         true => Ok(()),
         false => Err(Error::forbidden("Users of other servers cannot be invited")),
+    }
+}
+
+/// That a state event is no invite which would have to be sent to another server.
+pub(super) fn check_invite(
+    server: &Server,
+    event_type: &TimelineEventType,
+    state_key: &str,
+    content: &CanonicalJsonObject,
+) -> Result<(), Error> {
+    let membership = content
+        .get("membership")
+        .and_then(CanonicalJsonValue::as_str);
+    match <&UserId>::try_from(state_key) {
+        Ok(user)
+            if *event_type == TimelineEventType::RoomMember && membership == Some("invite") =>
+        {
+            require_local(server, user)
+        }
+        _ => Ok(()),
     }
 }
 

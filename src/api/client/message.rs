@@ -127,23 +127,13 @@ async fn get_messages(
             None if order == Order::Forward => Place(i64::MIN),
             None => reader.latest(snapshot)?,
         };
-        let limit = events::limit(
-            Some(
-                request
-                    .filter
-                    .limit
-                    .unwrap_or(request.limit)
-                    .min(request.limit),
-            ),
-            0,
-        );
+        let wanted = Wanted::new(&request.filter, &reader.room_id, request.limit);
         let query = PageQuery {
             order,
             from,
             to: place(&request.to)?,
-            limit,
+            limit: wanted.limit,
         };
-        let wanted = Wanted::new(&request.filter, &reader.room_id);
         let page = reader
             .rooms
             .page(snapshot, &mut sight, query, |event| wanted.accepts(event))?;

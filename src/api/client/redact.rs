@@ -9,23 +9,36 @@ use ruma::{
     events::TimelineEventType,
 };
 
+use super::events::Reader;
 use crate::{
     accounts::Session,
     api::{error::Error, limits::Bucket, routes::Routes},
     rooms::{NewEvent, Transaction},
     server::Server,
+    storage::Snapshot,
 };
 
 pub(super) fn routes() -> Routes {
     Routes::default().limited(Bucket::Message, redact_event)
 }
 
-/// Suspended users may redact: only their own events, which the room's rules do not know.
+/// Suspended users may redact their own events only.
 async fn redact_event(
     server: Arc<Server>,
     session: Arc<Session>,
     request: redact_event::v3::Request,
 ) -> Result<redact_event::v3::Response, Error> {
+    if session.is_suspended {
+        let reader = Reader::new(&server, Arc::clone(&session), request.room_id.clone())?;
+        let (event_id, user) = (request.event_id.clone(), session.user.clone());
+        let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+            let mut sight = reader.sight(snapshot)?;
+            Ok(reader.event(snapshot, &mut sight, &event_id)?.pdu.sender == user)
+        };
+        if !server.store.read(read).await? {
+            return Err(Error::user_suspended());
+        }
+    }
     let reason = request
         .reason
         .map(|reason| ("reason".to_owned(), CanonicalJsonValue::String(reason)));

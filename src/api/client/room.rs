@@ -103,7 +103,7 @@ fn new_room(
         invite,
         is_direct: request.is_direct,
         creation_content: optional(request.creation_content.as_ref())?,
-        initial_state: initial_state(&request.initial_state)?,
+        initial_state: initial_state(server, &request.initial_state)?,
         power_levels: optional(request.power_level_content_override.as_ref())?,
     })
 }
@@ -133,14 +133,16 @@ struct InitialState<'a> {
 
 type State = (TimelineEventType, String, CanonicalJsonObject);
 
-fn initial_state<T>(events: &[Raw<T>]) -> Result<Vec<State>, Error> {
+fn initial_state<T>(server: &Server, events: &[Raw<T>]) -> Result<Vec<State>, Error> {
     let mut state = Vec::with_capacity(events.len());
     for event in events {
         let text = event.json().get();
         let event: InitialState<'_> = serde_json::from_str(text)
             .map_err(|error| Error::from_json(&error, text.as_bytes()))?;
         let content = content::object(event.content.get().as_bytes())?;
-        state.push((event.event_type.into(), event.state_key, content));
+        let event_type = event.event_type.into();
+        super::membership::check_invite(server, &event_type, &event.state_key, &content)?;
+        state.push((event_type, event.state_key, content));
     }
     Ok(state)
 }
