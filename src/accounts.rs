@@ -53,7 +53,7 @@ use self::{
 };
 use crate::{
     clock::Clock,
-    storage::{self, KeyError, KeyPart, Locks, Store},
+    storage::{self, KeyError, KeyPart, Locks, Position, Store},
     telemetry::Metrics,
     units::Period,
 };
@@ -112,6 +112,8 @@ struct Inner {
     sessions: Cache<TokenHash, Known>,
     push_rules: Cache<UserNumber, Arc<Ruleset>>,
     ignored: Cache<UserNumber, Ignored>,
+    /// No account data of the user has changed after this.
+    data_changed: Cache<UserNumber, Position>,
     own_rules: Mutex<own_rules::Known>,
     filters: Cache<(UserNumber, u64), Arc<FilterDefinition>>,
     sightings: Mutex<Sightings>,
@@ -180,6 +182,7 @@ impl Accounts {
             sessions: Cache::new(CACHED_SESSIONS),
             push_rules: Cache::new(CACHED_PUSH_RULES),
             ignored: Cache::new(CACHED_IGNORED),
+            data_changed: Cache::new(CACHED_USERS),
             own_rules: Mutex::default(),
             filters: Cache::new(CACHED_FILTERS),
             sightings: Mutex::default(),

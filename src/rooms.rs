@@ -199,6 +199,7 @@ pub struct Published {
     pub head: HeadRow,
     /// Position of the last event.
     pub position: Position,
+    recent: timeline::Recent,
 }
 
 struct Caches {
@@ -253,7 +254,13 @@ impl Rooms {
         let mut published = HashMap::new();
         for row in snapshot.scan(head::HEADS.all(), storage::Order::Forward) {
             let ((room,), storage::Stamped(position, head)) = row?;
-            published.insert(room, Arc::new(Published { head, position }));
+            let recent = timeline::Recent::default();
+            let row = Published {
+                head,
+                position,
+                recent,
+            };
+            published.insert(room, Arc::new(row));
         }
         let inner = Inner {
             fingerprint_key: FingerprintKey(store.database_key()),

@@ -210,6 +210,8 @@ impl Accounts {
 
     fn forget_account_data(&self, batch: &mut Batch, user: UserNumber, event_type: &str) {
         let this = self.clone();
+        batch.before_publish(move |position| this.inner.data_changed.forget(&user, position));
+        let this = self.clone();
         match event_type {
             PUSH_RULES => {
                 put_own_rules(batch, user);
@@ -245,11 +247,18 @@ impl Accounts {
         user: UserNumber,
         since: Position,
     ) -> Result<Vec<AccountData>, Error> {
+        let changed = &self.inner.data_changed;
+        if since > Position::default() && changed.get(&user).is_some_and(|changed| changed <= since)
+        {
+            return Ok(Vec::new());
+        }
+        let mut last = since;
         let mut changes = Vec::new();
         let mut has_push_rules = false;
         let range = CHANGES.range(&(user, since.0.saturating_add(1)), &(user, u64::MAX));
         for row in snapshot.scan(range, Order::Forward) {
-            let ((_, _, room, Text(event_type)), _) = row?;
+            let ((_, position, room, Text(event_type)), _) = row?;
+            last = last.max(Position(position));
             let content = match (room, &*event_type) {
                 (GLOBAL, PUSH_RULES) => {
                     has_push_rules = true;
@@ -264,6 +273,7 @@ impl Accounts {
                 content,
             });
         }
+        changed.fill(user, last, snapshot.position());
         if since == Position::default() && !has_push_rules {
             let content = self.push_rules_content(snapshot, user)?;
             changes.push(AccountData {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, RoomNumber, Rooms, StoredEvent, event::Reader};
+use super::{Error, EventMeta, RoomNumber, Rooms, StoredEvent, event::Reader};
 use crate::{
     events::EventNumber,
     storage::{
@@ -81,6 +81,55 @@ pub(super) fn rows(
     rows.map(|row| Ok(row.map(|((_, Index(index)), row)| (index, row))?))
 }
 
+/// The newest rows of a timeline, oldest first, as far as they came since the start of the process: what nearly all readers
+/// ask for, without a look at the store.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Recent(Vec<(i64, TimelineRow)>);
+
+/// Rows kept of each room.
+const RECENT_ROWS: usize = 32;
+
+impl Recent {
+    /// With one more event.
+    pub(super) fn with(&self, meta: &EventMeta, event: EventNumber) -> Self {
+        let dropped = (self.0.len() + 1).saturating_sub(RECENT_ROWS);
+        let kept = self.0.iter().skip(dropped).copied();
+        if !meta.is_visible() {
+            return Self(kept.collect());
+        }
+        let row = TimelineRow {
+            event,
+            position: meta.position,
+            flags: meta.flags.to_le_bytes()[0],
+        };
+        Self(kept.chain([(meta.index, row)]).collect())
+    }
+
+    /// As [`Rooms::timeline_since`], from what `until` shows; `None` if this does not reach back so far.
+    fn since(
+        &self,
+        (since, until): (Position, Position),
+        before: i64,
+        limit: usize,
+    ) -> Option<(Vec<(i64, TimelineRow)>, bool)> {
+        let oldest = self.0.first()?;
+        let newest_first = self.0.iter().rev();
+        let mut shown = newest_first
+            .skip_while(|(index, row)| row.position > until || *index >= before)
+            .take_while(|(_, row)| row.position > since);
+        let rows: Vec<_> = shown.by_ref().take(limit).copied().collect();
+        let has_more = shown.next().is_some();
+        (has_more || oldest.1.position <= since).then_some((rows, has_more))
+    }
+
+    /// The index of the newest event at a position; `None` if this does not reach back so far.
+    fn index_at(&self, position: Position) -> Option<i64> {
+        let mut newest_first = self.0.iter().rev();
+        let found = newest_first.find(|(_, row)| row.position <= position);
+        found.map(|(index, _)| *index)
+    }
+}
+
 /// An event with its place.
 #[derive(Clone, Debug)]
 pub struct Placed {
@@ -125,6 +174,14 @@ impl Rooms {
         before: i64,
         limit: usize,
     ) -> Result<(Vec<Placed>, bool), Error> {
+        if let Some(published) = self.published(room)
+            && let Some((rows, more)) =
+                published
+                    .recent
+                    .since((since, snapshot.position()), before, limit)
+        {
+            return Ok((self.placed(snapshot, room, &rows)?, more));
+        }
         let mut rows = Vec::new();
         let mut more = false;
         for row in snapshot.scan(
@@ -169,6 +226,12 @@ impl Rooms {
         room: RoomNumber,
         position: Position,
     ) -> Result<i64, Error> {
+        let at = position.min(snapshot.position());
+        if let Some(published) = self.published(room)
+            && let Some(index) = published.recent.index_at(at)
+        {
+            return Ok(index);
+        }
         // The usual token is of the last moments, so the newest few rows come before a bisection.
         const WALKED: usize = 32;
         for (walked, row) in snapshot

@@ -20,7 +20,8 @@ use super::{
     send::TransactionKey,
     state::{self, Source, StateRows},
     threads::ThreadChange,
-    timeline, unread,
+    timeline::{self, Recent},
+    unread,
 };
 use crate::{
     events::{EventNumber, PowerLevels},
@@ -462,6 +463,7 @@ impl Rooms {
             let mut event = Arc::unwrap_or_clone(event);
             event.meta.position = position;
             let weight = event.weight();
+            let (number, meta) = (event.number, event.meta.clone());
             let place = super::EventPlace {
                 room,
                 event: event.number,
@@ -486,12 +488,18 @@ impl Rooms {
                     .events
                     .put((room, redacted.number), Arc::new(redacted), weight);
             }
-            let published = Arc::new(Published { head, position });
             let mut all = rooms
                 .published
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            all.insert(room, published);
+            let before = all.get(&room).map(|published| &published.recent);
+            let recent = before.unwrap_or(&Recent::default()).with(&meta, number);
+            let published = Published {
+                head,
+                position,
+                recent,
+            };
+            all.insert(room, Arc::new(published));
         });
     }
 }
