@@ -150,10 +150,13 @@ impl Ephemeral {
             .store
             .read(move |snapshot| this.prepare_receipts(snapshot, &change))
             .await?;
-        if let Some(batch) = prepared.batch {
-            self.inner.store.submit(batch).await?;
+        match prepared.batch {
+            Some(mut batch) => {
+                batch.hold(turn);
+                self.inner.store.submit(batch).await?;
+            }
+            None => drop(turn),
         }
-        drop(turn);
         if let Some(marker) = prepared.marker {
             let content = to_raw_value(&json!({ "event_id": marker }))
                 .expect("an object with one text is JSON");

@@ -105,8 +105,8 @@ impl Rooms {
         self.require_joined(room, creator).await?;
         let mut batch = Batch::new();
         insert(&mut batch, alias, room, creator);
+        batch.hold(reserved);
         self.store.submit(batch).await?;
-        drop(reserved);
         Ok(())
     }
 
@@ -133,8 +133,8 @@ impl Rooms {
         }
         let mut batch = Batch::new();
         remove(&mut batch, alias, row.room);
+        batch.hold(turn);
         self.store.submit(batch).await?;
-        drop(turn);
         if may_name {
             unname(&mut writer, alias, user).await?;
         }

@@ -316,11 +316,14 @@ impl Committer {
             &before.view,
             &mut own,
         )?;
-        let sync = !self.is_relaxed
-            && accepted
-                .iter()
-                .any(|(_position, queued)| !queued.batch.is_relaxed());
         let start = self.timer.instant();
+        // Where batches never cease to come, nobody waits for the deadline.
+        let is_due = self.sync_at.is_some_and(|at| at <= start);
+        let sync = is_due
+            || !self.is_relaxed
+                && accepted
+                    .iter()
+                    .any(|(_position, queued)| !queued.batch.is_relaxed());
         let mut batches = accepted
             .iter()
             .map(|(_position, queued)| &queued.batch)

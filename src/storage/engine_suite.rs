@@ -737,7 +737,8 @@ async fn what_was_acknowledged_is_there_after_a_crash() {
                 .count(),
             round as usize * 50
         );
-        assert!(store.position() >= last);
+        // Positions that the crash may have taken are never given out again.
+        assert!(round == 0 || store.position().sequence() > last.sequence() + 1_000);
         let commits: Vec<Commit> = (0..50)
             .map(|number| put(&store, round, &number.to_string(), "x"))
             .collect();
@@ -895,6 +896,37 @@ async fn a_group_of_relaxed_batches_does_not_wait_for_the_disk() {
     relaxed.relaxed();
     relaxed.append(firm);
     assert!(!relaxed.is_relaxed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relaxed_batches_that_never_cease_are_synced_all_the_same() {
+    let (_folder, store) = rocks();
+    let syncs = |store: &Store| store.stats().syncs.counts.iter().sum::<u64>();
+    let before = syncs(&store);
+    let relaxed = |number| {
+        let mut batch = Batch::new();
+        batch.put(&NEIGHBOR, &(number,), &1);
+        batch.relaxed();
+        batch
+    };
+    let written = async {
+        let mut waiting = std::collections::VecDeque::new();
+        for number in 0.. {
+            // The queue is never empty.
+            waiting.push_back(store.submit(relaxed(number)));
+            if waiting.len() > 1_000
+                && let Some(oldest) = waiting.pop_front()
+            {
+                oldest.await.unwrap();
+            }
+            if syncs(&store) > before {
+                break;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), written)
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -30,6 +30,11 @@ pub(super) const LOG_START: &str = "log start";
 /// The last positions of earlier writers, 8 bytes each.
 pub(super) const EARLIER: &str = "earlier writers";
 
+/// Positions left out after a crash. What did not wait for the disk may be lost with its positions, and clients may have
+/// these in their tokens: no later change may have one of them, or those clients would never see it. More than can be
+/// written between two syncs.
+const LEFT_OUT_AFTER_CRASH: u64 = 1 << 20;
+
 /// A fact read before the store runs.
 pub(super) fn read<V: Record>(view: &View, name: &str) -> Result<Option<V>> {
     let decoded = view.get(FACTS.family(), &FACTS.key(&(Text::from(name),)), V::decode)?;
@@ -122,11 +127,16 @@ fn load(view: &View, writer: Writer, batch: &mut Batch) -> Result<Facts> {
         last = Position::new(next, 0);
         put(batch, LAST, &last);
     }
+    let was_clean = read(view, CLEAN)? == Some(1u8);
+    if !was_clean && writer == Writer::Same {
+        last = Position::new(last.writer(), last.sequence() + LEFT_OUT_AFTER_CRASH);
+        put(batch, LAST, &last);
+    }
     let database_key = read(view, DATABASE_KEY)?.ok_or_else(|| missing(DATABASE_KEY))?;
     Ok(Facts {
         last,
         earlier,
         database_key,
-        was_clean: read(view, CLEAN)? == Some(1u8),
+        was_clean,
     })
 }
