@@ -73,6 +73,10 @@ spelling: system $(TOOLS)/typos-$(TYPOS_VERSION) ## Spelling.
 fuzz-build: system ## The fuzz targets compile.
 	@if [ -f fuzz/Cargo.toml ]; then cargo check --manifest-path fuzz/Cargo.toml; fi
 
+.PHONY: fuzz
+fuzz: system ## Fuzzes each target for SECONDS seconds (60).
+	FUZZ_TARGET_DIR=$(CACHE)/target-fuzz fuzz/run $(or $(SECONDS),60)
+
 .PHONY: binary
 binary: system
 	cargo build --bin hearth

@@ -210,7 +210,7 @@ impl Accounts {
             }
             TokenKind::Exchanged { at_ms, nonce, .. } => {
                 let grace_ms = millis(self.inner.config.refresh_grace.0);
-                if next_is_used && at_ms.saturating_add(grace_ms) < self.inner.clock.now_ms() {
+                if next_is_used && at_ms.saturating_add(grace_ms) <= self.inner.clock.now_ms() {
                     self.end_device(turn, user, &device_id).await?;
                     return Err(unknown());
                 }

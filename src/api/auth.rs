@@ -9,6 +9,7 @@ use ruma::api::{
         AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme, ExtractTokenError,
         NoAccessToken, NoAuthentication,
     },
+    federation::authentication::{XMatrix, XMatrixParseError},
 };
 
 use super::{
@@ -182,4 +183,15 @@ fn refused(error: &ExtractTokenError) -> Error {
 
 fn is_open_to_locked(path: &str) -> bool {
     OPEN_TO_LOCKED.iter().any(|open| path.ends_with(open))
+}
+
+/// What another server says of itself in the `Authorization` header of a request. Its signature is not looked at here.
+///
+/// # Errors
+/// The header is of another scheme, lacks a parameter, or has one that is not valid.
+///
+/// Spec: s2s, "Request Authentication".
+pub fn x_matrix(header: &[u8]) -> Result<XMatrix, XMatrixParseError> {
+    // A header has no other letters than those of ASCII; text without any is of no scheme.
+    XMatrix::parse(std::str::from_utf8(header).unwrap_or_default())
 }
