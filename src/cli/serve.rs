@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Exit, Global, descriptors, output::print_error};
 use crate::{
@@ -94,6 +94,14 @@ fn with_dev_defaults(sources: Sources) -> Sources {
 }
 
 async fn serve(config: Config, environment: &BTreeMap<String, String>) -> Exit {
+    // Before anybody can know that the server runs.
+    let mut signals = match Signals::catch() {
+        Ok(signals) => signals,
+        Err(error) => {
+            print_error(&format!("Signals cannot be waited for: {error}\n"));
+            return Exit::Failed;
+        }
+    };
     let started = async {
         let server = Server::open(config, Clock::system()).await?;
         let first_account = first_account(&server, environment).await?;
@@ -110,14 +118,11 @@ async fn serve(config: Config, environment: &BTreeMap<String, String>) -> Exit {
             return Exit::Failed;
         }
     };
-    if let Err(error) = wait_for_signal().await {
-        tracing::error!(%error, "signals cannot be waited for");
-        return Exit::Failed;
-    }
+    signals.next().await;
     tracing::info!("stopping");
     tokio::select! {
         () = running.stop() => Exit::Done,
-        _again = wait_for_signal() => Exit::Failed,
+        () = signals.next() => Exit::Failed,
     }
 }
 
@@ -194,12 +199,25 @@ fn setup_base(running: &Running) -> String {
     }
 }
 
-async fn wait_for_signal() -> std::io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _signal = terminate.recv() => {}
-        _signal = interrupt.recv() => {}
+/// What tells the server to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From here on a signal no longer ends the process by itself.
+    fn catch() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _signal = self.terminate.recv() => {}
+            _signal = self.interrupt.recv() => {}
+        }
+    }
 }

@@ -16,16 +16,16 @@ use std::{collections::HashMap, sync::Arc};
 
 use ruma::OwnedUserId;
 
-pub use self::{
-    markers::{Count, ReadThread, Unread, UnreadThreads},
-    notifications::{Notification, Notifications, Wanted},
-};
 pub(super) use self::rules::HabitsCache;
 use self::{
     content::Look,
     locals::Locals,
     markers::{EXCEPTIONS, Exception, MARKERS, MENTIONS, Marker, Source as MarkerSource, THREADS},
     rules::Evaluation,
+};
+pub use self::{
+    markers::{Count, ReadThread, Unread, UnreadThreads},
+    notifications::{Notification, Notifications, Wanted},
 };
 use super::{
     Class, Error, EventMeta, RoomNumber, Rooms, StoredEvent, TypeNumber, event::flag, head::Head,
