@@ -249,12 +249,8 @@ const MAX_MEMBERS_ASKED: usize = 10_000;
 
 /// The rooms whose members may join; `None` if the rule is not a restricted one.
 fn allowed_rooms(rules: &StoredEvent) -> Option<Vec<OwnedRoomId>> {
-    #[derive(serde::Deserialize)]
-    struct Content {
-        #[serde(flatten)]
-        rule: JoinRule,
-    }
-    let rule = rules.pdu.content_as::<Content>().ok()?.rule;
+    // The content itself: a flattened field could not be read, as the rule reads raw JSON.
+    let rule = rules.pdu.content_as::<JoinRule>().ok()?;
     let (JoinRule::Restricted(restricted) | JoinRule::KnockRestricted(restricted)) = rule else {
         return None;
     };

@@ -304,6 +304,82 @@ async fn knocking_asks_to_be_let_in() {
 }
 
 #[tokio::test]
+async fn members_of_an_allowed_room_join_a_restricted_one() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    let bob = server.user("bob").await;
+    let allowed = alice.create_room().await;
+    for (version, join_rule) in [
+        ("10", "restricted"),
+        ("11", "knock_restricted"),
+        ("12", "restricted"),
+    ] {
+        let allow =
+            json!([{ "type": "m.room_membership", "room_id": allowed, "via": ["hearth.test"] }]);
+        let rule = json!({ "type": "m.room.join_rules", "content": { "join_rule": join_rule, "allow": allow } });
+        let options =
+            json!({ "preset": "public_chat", "room_version": version, "initial_state": [rule] });
+        let room = alice.create_room_with(options).await;
+
+        bob.join(&room).await.fails(403, "M_FORBIDDEN");
+        bob.join(&allowed).await.ok();
+        bob.join(&room).await.ok();
+        let member = bob.state(&room, "m.room.member", &bob.id).await.ok();
+        assert_eq!(member["join_authorised_via_users_server"], alice.id);
+        bob.set_state(
+            &room,
+            "m.room.member",
+            &bob.id,
+            json!({ "membership": "join", "displayname": "Bobby" }),
+        )
+        .await
+        .ok();
+        bob.leave(&room).await.ok();
+        bob.leave(&allowed).await.ok();
+        bob.join(&room).await.fails(403, "M_FORBIDDEN");
+    }
+}
+
+#[tokio::test]
+async fn a_room_has_one_create_event() {
+    let server = TestServer::start().await;
+    let alice = server.user("alice").await;
+    for version in ["10", "12"] {
+        let room = alice
+            .create_room_with(json!({ "room_version": version }))
+            .await;
+        let content = json!({ "room_version": version, "anew": true });
+        alice
+            .set_state(&room, "m.room.create", "", content.clone())
+            .await
+            .fails(400, "M_BAD_JSON");
+        alice
+            .send_event(&room, "m.room.create", "t1", content)
+            .await
+            .fails(400, "M_BAD_JSON");
+    }
+}
+
+#[tokio::test]
+async fn creators_of_version_12_have_no_entry_among_the_power_levels() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let options = json!({
+        "preset": "public_chat",
+        "room_version": "12",
+        "creation_content": { "additional_creators": [bob.id] },
+    });
+    let room = alice.create_room_with(options).await;
+    for creator in [&alice, &bob] {
+        let content = json!({ "users": { &creator.id: 100 } });
+        alice
+            .set_state(&room, "m.room.power_levels", "", content)
+            .await
+            .fails(400, "M_BAD_JSON");
+    }
+}
+
+#[tokio::test]
 async fn a_room_is_forgotten_only_after_leaving() {
     let server = TestServer::start().await;
     let alice = server.user("alice").await;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use ruma::{
     CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, RoomId,
+    UserId,
     canonical_json::CanonicalJsonValue,
     events::{StateEventType, TimelineEventType},
 };
@@ -104,6 +105,7 @@ pub(super) fn authorize(
     new: &NewEvent,
     numbers: &Numbers,
 ) -> Result<Authorized, Error> {
+    check_content(rooms, head, source, new)?;
     let gathered = gather(rooms, head, source, new, numbers)?;
     let timestamp = new
         .timestamp
@@ -172,6 +174,46 @@ pub(super) fn authorize(
         thread,
         unread,
     })
+}
+
+/// Refuses what no sender may send in this room, whatever their power.
+///
+/// # Errors
+/// [`Error::Invalid`] for a second create event, and for a creator among the users of the power levels where creators are above them all.
+fn check_content(
+    rooms: &Rooms,
+    head: &Head,
+    source: &Source<'_>,
+    new: &NewEvent,
+) -> Result<(), Error> {
+    match new.event_type {
+        TimelineEventType::RoomCreate if !head.extremities.is_empty() => {
+            Err(Error::Invalid("the room has been created already".into()))
+        }
+        TimelineEventType::RoomPowerLevels
+            if head.rules.authorization.explicitly_privilege_room_creators =>
+        {
+            let Some(CanonicalJsonValue::Object(users)) = new.content.get("users") else {
+                return Ok(());
+            };
+            let levels = head.levels(rooms, source)?;
+            let is_creator = |user: &String| {
+                let user = <&UserId>::try_from(user.as_str());
+                user.is_ok_and(|user| {
+                    levels
+                        .as_ref()
+                        .is_some_and(|levels| levels.is_creator(user))
+                })
+            };
+            match users.keys().any(is_creator) {
+                true => Err(Error::Invalid(
+                    "creators are above all power levels and not among their users".into(),
+                )),
+                false => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
 }
 
 fn gather(
