@@ -6,6 +6,7 @@
 //! event). Exceptions are differences from the default, so a user's rules may change at any time without a recount.
 //! engine.md section 11.
 
+pub(super) mod check;
 mod content;
 mod locals;
 mod markers;

@@ -12,7 +12,7 @@ use super::{
     event::{BODIES, Body, EVENT_IDS, METAS, flag, id_of},
     membership, membership_of,
     state::{self, GraphRow, StateKey},
-    timeline,
+    timeline, unread,
 };
 use crate::{
     accounts::UserNumber,
@@ -62,6 +62,7 @@ impl Rooms {
         check.extremities();
         check.members()?;
         check.timeline()?;
+        check.counts()?;
         Ok(check.found)
     }
 }
@@ -502,6 +503,17 @@ impl<'a> Check<'a> {
         }
         for (invariant, text) in found {
             self.report(invariant, text);
+        }
+        Ok(())
+    }
+
+    /// I12 and I13: the ordinals are what the events add up to.
+    fn counts(&mut self) -> Result<(), Error> {
+        let live = self.metas.values();
+        let live = live.filter(|meta| meta.is_visible() && meta.position.0 != 0);
+        let live = live.map(|meta| (meta.index, meta)).collect();
+        for text in unread::check::verify(self.snapshot, self.room, &self.head, &live)? {
+            self.report("I12", text);
         }
         Ok(())
     }

@@ -384,6 +384,8 @@ async fn counts_equal_a_naive_evaluation_of_everybodys_rules() {
             let step = model.step(&mut dice).await;
             model.check(&format!("seed {seed} step {at}: {step}"));
         }
+        let snapshot = model.rooms.store.snapshot().unwrap();
+        assert_eq!(model.rooms.verify(&snapshot, model.room).unwrap(), []);
     }
 }
 
