@@ -114,7 +114,7 @@ async fn receipts_that_make_no_sense_are_refused() {
     receipt("m.fully_read", &root, json!({ "thread_id": "main" }))
         .await
         .fails(400, "M_INVALID_PARAM");
-    for thread in [json!(""), json!("mine"), json!("$unknown")] {
+    for thread in [json!(""), json!("mine"), json!("$unknown"), json!(1)] {
         let answer = receipt("m.read", &other, json!({ "thread_id": thread })).await;
         answer.fails(400, "M_INVALID_PARAM");
     }

@@ -4,10 +4,16 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use ruma::{
-    api::client::receipt::create_receipt::v3::{ReceiptType, Request, Response},
-    events::receipt::ReceiptThread as Thread,
+    EventId,
+    api::{
+        IncomingRequest, Metadata,
+        client::receipt::create_receipt::v3::{ReceiptType, Request, Response},
+        error::DeserializationError,
+    },
 };
+use serde_json::{Map, Value};
 
 use super::who;
 use crate::{
@@ -21,10 +27,43 @@ pub(super) fn routes() -> Routes {
     Routes::default().endpoint(create_receipt)
 }
 
+/// A receipt as it was sent. In ruma's type a thread that is no text is bad JSON, in the specification an invalid parameter.
+struct CreateReceipt {
+    request: Request,
+    thread: Option<Value>,
+}
+
+impl Metadata for CreateReceipt {
+    const METHOD: Method = Request::METHOD;
+    const RATE_LIMITED: bool = Request::RATE_LIMITED;
+    type Authentication = <Request as Metadata>::Authentication;
+    type PathBuilder = <Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = Request::PATH_BUILDER;
+}
+
+impl IncomingRequest for CreateReceipt {
+    type EndpointError = <Request as IncomingRequest>::EndpointError;
+    type OutgoingResponse = Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        let mut body: Map<String, Value> = match request.body().is_empty() {
+            true => Map::new(),
+            false => serde_json::from_slice(request.body())?,
+        };
+        let thread = body.remove("thread_id");
+        let request = request.map(|_| b"{}".as_slice());
+        let request = Request::try_from_http_request_inner(request, path_args)?;
+        Ok(Self { request, thread })
+    }
+}
+
 async fn create_receipt(
     server: Arc<Server>,
     session: Arc<Session>,
-    request: Request,
+    CreateReceipt { request, thread }: CreateReceipt,
 ) -> Result<Response, Error> {
     let kind = match request.receipt_type {
         ReceiptType::Read => Some(ReceiptKind::Public),
@@ -32,24 +71,14 @@ async fn create_receipt(
         ReceiptType::FullyRead => None,
         _ => return Err(Error::invalid_param("There is no such type of receipts")),
     };
-    let thread = match request.thread {
-        Thread::Unthreaded => ReceiptThread::Unthreaded,
-        Thread::Main => ReceiptThread::Main,
-        Thread::Thread(root) => ReceiptThread::Root(root),
-        _ => {
-            return Err(Error::invalid_param(
-                "thread_id is neither an event nor main",
-            ));
-        }
-    };
     let (mut receipts, mut fully_read) = (Vec::new(), None);
     match kind {
         Some(kind) => receipts.push(NewReceipt {
             kind,
             event: request.event_id,
-            thread,
+            thread: thread_of(thread)?,
         }),
-        None if thread == ReceiptThread::Unthreaded => fully_read = Some(request.event_id),
+        None if thread.is_none() => fully_read = Some(request.event_id),
         None => return Err(Error::invalid_param("m.fully_read has no thread_id")),
     }
     let user = who(&session);
@@ -58,4 +87,17 @@ async fn create_receipt(
         .read_up_to(&user, &request.room_id, receipts, fully_read)
         .await?;
     Ok(Response::new())
+}
+
+fn thread_of(thread: Option<Value>) -> Result<ReceiptThread, Error> {
+    let invalid = || Error::invalid_param("thread_id is neither an event ID nor main");
+    match thread {
+        None => Ok(ReceiptThread::Unthreaded),
+        Some(Value::String(main)) if main == "main" => Ok(ReceiptThread::Main),
+        Some(Value::String(root)) => {
+            let root = EventId::parse(root).map_err(|_not_an_id| invalid())?;
+            Ok(ReceiptThread::Root(root))
+        }
+        Some(_) => Err(invalid()),
+    }
 }
