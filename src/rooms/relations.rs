@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use ruma::{CanonicalJsonObject, canonical_json::CanonicalJsonValue};
 
 use super::{
-    Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, TypeNumber,
+    Error, EventMeta, Placed, RoomNumber, Rooms, Sight, StoredEvent, TypeNumber,
     event::{Reader, Relation},
     page::Place,
     redact::Redacted,
@@ -75,6 +75,42 @@ pub(super) fn remove(batch: &mut Batch, room: RoomNumber, redacted: &Redacted) {
         let index = Index(redacted.event.meta.index);
         batch.delete(&RELATIONS, &(room, parent, relation as u8, index));
     }
+}
+
+/// Where the rows differ from what the events say.
+pub(super) fn differences(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    metas: &BTreeMap<EventNumber, EventMeta>,
+) -> Result<Vec<String>, Error> {
+    let mut expected = BTreeMap::new();
+    for (event, meta) in metas {
+        if let Some((relation, parent)) = meta.relation {
+            let row = RelationRow {
+                event: *event,
+                sender: meta.sender,
+                event_type: meta.event_type,
+            };
+            expected.insert((parent, relation as u8, meta.index), row);
+        }
+    }
+    let mut found = Vec::new();
+    for row in snapshot.scan(RELATIONS.prefix(&(room,)), Order::Forward) {
+        let ((_, parent, relation, Index(index)), row) = row?;
+        if expected.remove(&(parent, relation, index)) != Some(row) {
+            found.push(format!(
+                "event {} does not relate to {} so",
+                row.event.0, parent.0
+            ));
+        }
+    }
+    let missing = expected.into_iter();
+    found.extend(
+        missing.map(|((parent, ..), row)| {
+            format!("{} lacks its relation to {}", row.event.0, parent.0)
+        }),
+    );
+    Ok(found)
 }
 
 /// Annotations of one event that are looked at for a duplicate.

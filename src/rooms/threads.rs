@@ -2,10 +2,10 @@
 //!
 //! engine.md section 5.4.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Error, RoomNumber, Rooms, Sight, StoredEvent, event::Relation, page::Place, redact,
+    Error, EventMeta, RoomNumber, Rooms, Sight, StoredEvent, event::Relation, page::Place, redact,
     state::Source,
 };
 use crate::{
@@ -233,3 +233,64 @@ impl Rooms {
             .collect())
     }
 }
+
+/// Where the rows differ from what the events say.
+pub(super) fn differences(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    metas: &BTreeMap<EventNumber, EventMeta>,
+) -> Result<Vec<String>, Error> {
+    let mut counts: BTreeMap<EventNumber, u64> = BTreeMap::new();
+    let mut sent: BTreeMap<(EventNumber, UserNumber), i64> = BTreeMap::new();
+    for meta in metas.values() {
+        if let Some((Relation::Thread, root)) = meta.relation {
+            *counts.entry(root).or_default() += 1;
+            *sent.entry((root, meta.sender)).or_default() += 1;
+        }
+    }
+    let mut found = Vec::new();
+    let mut latest = BTreeMap::new();
+    for row in snapshot.scan(THREADS.prefix(&(room,)), Order::Forward) {
+        let ((_, root), Stamped(_, thread)) = row?;
+        if counts.remove(&root) != Some(thread.count) {
+            found.push(format!(
+                "the thread of {} has not {} events",
+                root.0, thread.count
+            ));
+        }
+        latest.insert(root, thread.latest_index);
+    }
+    found.extend(
+        counts
+            .keys()
+            .map(|root| format!("the thread of {} is missing", root.0)),
+    );
+    for row in snapshot.scan(BY_LATEST.prefix(&(room,)), Order::Forward) {
+        let ((_, Descending(index), root), ()) = row?;
+        if latest.remove(&root) != Some(index) {
+            found.push(format!("the thread of {} is listed at {index}", root.0));
+        }
+    }
+    found.extend(
+        latest
+            .keys()
+            .map(|root| format!("the thread of {} is not listed", root.0)),
+    );
+    for row in snapshot.scan(PARTICIPANTS.prefix(&(room,)), Order::Forward) {
+        let ((_, root, user), Counter(count)) = row?;
+        if sent.remove(&(root, user)).unwrap_or_default() != count {
+            found.push(format!(
+                "user {} has not sent {count} events to the thread of {}",
+                user.0, root.0
+            ));
+        }
+    }
+    found.extend(
+        sent.keys()
+            .map(|(root, user)| format!("user {} is no participant of {}", user.0, root.0)),
+    );
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests;

@@ -10,9 +10,9 @@ use std::{
 use super::{
     Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent, TypeNumber,
     event::{BODIES, Body, EVENT_IDS, METAS, flag, id_of},
-    membership, membership_of,
+    membership, membership_of, relations,
     state::{self, GraphRow, StateKey},
-    timeline, unread,
+    threads, timeline, unread,
 };
 use crate::{
     accounts::UserNumber,
@@ -28,7 +28,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub room: RoomNumber,
-    /// `I1` to `I22`.
+    /// `I1` to `I22`, `relations`, `threads`.
     pub invariant: &'static str,
     pub text: String,
 }
@@ -63,6 +63,12 @@ impl Rooms {
         check.members()?;
         check.timeline()?;
         check.counts()?;
+        for text in relations::differences(snapshot, room, &check.metas)? {
+            check.report("relations", text);
+        }
+        for text in threads::differences(snapshot, room, &check.metas)? {
+            check.report("threads", text);
+        }
         Ok(check.found)
     }
 }
