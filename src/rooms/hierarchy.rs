@@ -38,7 +38,7 @@ const MAX_DEPTH: usize = 32;
 /// Rooms that one walk looks at.
 const MAX_WALKED: usize = 10_000;
 /// Rooms of a page at most.
-pub const MAX_PAGE: usize = 200;
+pub(super) const MAX_PAGE: usize = 200;
 
 /// A room still to be visited.
 struct Step {

@@ -93,7 +93,7 @@ pub struct MemberRow {
 
 /// A room of a user of this server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct UserRow {
+pub(super) struct UserRow {
     /// The membership event; zero if this server is not in the room and only the stripped state is known.
     pub event: EventNumber,
     /// The user does not want to hear of the room any more.

@@ -318,11 +318,12 @@ impl Rooms {
             for parent in parents {
                 for relation in query.relations() {
                     let range = RELATIONS.prefix(&(room, parent, relation as u8));
-                    for row in snapshot.scan(range, Order::Backward).take(MAX_RECURSED) {
+                    let rows = snapshot.scan(range, Order::Backward).take(MAX_RECURSED);
+                    for row in rows {
                         let ((.., Index(index)), row) = row?;
-                        if found.len() < MAX_RECURSED && found.insert(index, row).is_none() {
-                            next.push(row.event);
-                        }
+                        let is_new =
+                            found.len() < MAX_RECURSED && found.insert(index, row).is_none();
+                        next.extend(is_new.then_some(row.event));
                     }
                 }
             }

@@ -52,7 +52,7 @@ impl Record for TransactionRow {
 
 /// With what transaction ID, and from which device, an event was sent: shown to that device in `unsigned`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SentWith {
+pub(super) struct SentWith {
     expires_ms: u64,
     pub user: UserNumber,
     pub device: u64,

@@ -37,7 +37,7 @@ pub(super) static ROOTS: Table<(RoomNumber, RootNumber), RootRow> =
 
 /// A (type, state key) pair.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StateKey {
+pub(super) struct StateKey {
     pub event_type: TypeNumber,
     /// Where the type has no number of its own: its text, a NUL, then the state key.
     pub key: Box<str>,
@@ -61,7 +61,7 @@ impl Record for StateKey {
 
 /// A state event in the graph of auth events.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GraphRow {
+pub(super) struct GraphRow {
     pub event: EventNumber,
     pub key: StateKeyNumber,
     /// Bit 0: rejected by the state before it.

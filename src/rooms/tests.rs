@@ -296,11 +296,7 @@ async fn a_position_leads_to_the_newest_event_that_was_visible_then() {
         seen.push((published.position, published.head.high));
         if number % 3 == 0 {
             // Positions that belong to other rooms lie between.
-            rooms
-                .store
-                .submit(crate::storage::Batch::new())
-                .await
-                .unwrap();
+            rooms.store.submit(Batch::new()).await.unwrap();
         }
     }
 

@@ -413,6 +413,11 @@ impl<'a> Check<'a> {
             );
             self.report("I9", text);
         }
+        self.servers(&servers)
+    }
+
+    /// I9: the members by server are those of the current state.
+    fn servers(&mut self, wanted: &BTreeMap<String, i64>) -> Result<(), Error> {
         let mut counted = BTreeMap::new();
         for (server, joined) in membership::server_counts(self.snapshot, self.room)? {
             let name = self
@@ -424,10 +429,10 @@ impl<'a> Check<'a> {
                 counted.insert(name, joined);
             }
         }
-        if counted != servers {
+        if counted != *wanted {
             self.report(
                 "I9",
-                format!("servers are counted as {counted:?}, but are {servers:?}"),
+                format!("servers are counted as {counted:?}, but are {wanted:?}"),
             );
         }
         Ok(())

@@ -408,7 +408,8 @@ async fn preconditions_see_earlier_batches_of_their_group(store: Store) {
 
 async fn hooks_run_before_and_after_snapshots_show_the_batch(store: Store) {
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let look = |batch: &mut Batch, when: fn(&mut Batch, Box<dyn FnOnce(Position) + Send>)| {
+    type Hook = Box<dyn FnOnce(Position) + Send>;
+    let look = |batch: &mut Batch, when: fn(&mut Batch, Hook)| {
         let (seen, store) = (Arc::clone(&seen), store.clone());
         let hook =
             move |position: Position| seen.lock().unwrap().push(store.position() >= position);

@@ -164,7 +164,7 @@ impl Sync {
     /// The presence of others; true if there is any.
     pub(super) fn write_presence(&self, to: &mut Vec<u8>, view: &View<'_>) -> Result<bool, Error> {
         let newly_shared: Vec<UserNumber> = view.newly_shared.take();
-        if !wants_presence(view) || !(view.is_volatile_new || !newly_shared.is_empty()) {
+        if !wants_presence(view) || (!view.is_volatile_new && newly_shared.is_empty()) {
             return Ok(false);
         }
         let filter = &view.request.filter.presence;

@@ -1,7 +1,9 @@
 //! Feature tests: a real server in process, reached through HTTP.
 
 #![allow(
+    clippy::cloned_ref_to_slice_refs,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::disallowed_methods,
     unreachable_pub,
     reason = "a helper that panics is a test that fails, and tests speak to the network and wait"

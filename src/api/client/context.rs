@@ -32,7 +32,7 @@ async fn get_context(
         let mut sight = reader.sight(snapshot)?;
         let event = reader.event(snapshot, &mut sight, &request.event_id)?;
         let wanted = Wanted::new(&request.filter, &reader.room_id, request.limit);
-        around(&reader, snapshot, &mut sight, &wanted, event)
+        around(&reader, snapshot, &mut sight, &wanted, &event)
     };
     server.store.read(read).await
 }
@@ -43,7 +43,7 @@ fn around(
     snapshot: &Snapshot,
     sight: &mut Sight,
     wanted: &Wanted,
-    event: Arc<StoredEvent>,
+    event: &Arc<StoredEvent>,
 ) -> Result<RawJson, Error> {
     let (index, limit) = (event.meta.index, wanted.limit);
     let mut page = |order, from, limit| {
@@ -67,10 +67,10 @@ fn around(
             .map(|placed| placed.event)
             .collect::<Vec<_>>()
     });
-    let last = after.last().unwrap_or(&event);
+    let last = after.last().unwrap_or(event);
     let all: Vec<_> = before
         .iter()
-        .chain([&event])
+        .chain([event])
         .chain(&after)
         .cloned()
         .collect();
@@ -79,7 +79,7 @@ fn around(
     let mut json = b"{\"end\":".to_vec();
     write_text(&mut json, &Place(end).to_string());
     json.extend_from_slice(b",\"event\":");
-    json.extend(reader.single(snapshot, sight, Arc::clone(&event))?);
+    json.extend(reader.single(snapshot, sight, Arc::clone(event))?);
     json.extend_from_slice(b",\"events_after\":");
     json.extend(reader.array(snapshot, sight, &after)?);
     json.extend_from_slice(b",\"events_before\":");

@@ -79,7 +79,7 @@ async fn sync_events(
     session: Arc<Session>,
     request: Request,
 ) -> Result<RawJson, Error> {
-    let filter = filter(&server, &session, request.filter).await?;
+    let filter = filter(&server, &session, request.filter)?;
     let state_place = match (request.use_state_after, request.unstable_use_state_after) {
         (true, _) => StatePlace::End,
         (false, true) => StatePlace::UnstableEnd,
@@ -108,11 +108,7 @@ async fn sync_events(
 /// The filter that a client sends or names by its ID.
 ///
 /// Spec: c2s, "GET /_matrix/client/v3/sync": it is JSON if it starts with a brace.
-async fn filter(
-    server: &Server,
-    session: &Session,
-    filter: Option<String>,
-) -> Result<Filter, Error> {
+fn filter(server: &Server, session: &Session, filter: Option<String>) -> Result<Filter, Error> {
     match filter {
         None => Ok(Filter::default()),
         Some(json) if json.starts_with('{') => {

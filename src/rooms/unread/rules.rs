@@ -111,15 +111,16 @@ pub(super) struct Habits {
 
 impl Habits {
     fn new(rules: Arc<Ruleset>, default: &Ruleset, ignored: Ignored) -> Self {
+        let all = Arc::clone(&rules);
         let mut habits = Self {
             is_own: !ignored.is_empty(),
             is_muted: false,
             rooms: HashMap::new(),
             ignored,
-            rules: Arc::clone(&rules),
+            rules,
         };
         let mut mutes_come_first = true;
-        for rule in rules.iter() {
+        for rule in all.iter() {
             habits.sort_in(rule, default, &mut mutes_come_first);
         }
         habits

@@ -612,7 +612,7 @@ fn stripped(rooms: &Rooms, head: &Head, source: &Source<'_>, pdu: &Pdu) -> Resul
 #[derive(serde::Serialize)]
 struct StrippedEvent<'a> {
     content: &'a RawValue,
-    sender: &'a ruma::UserId,
+    sender: &'a UserId,
     state_key: &'a str,
     #[serde(rename = "type")]
     event_type: String,
