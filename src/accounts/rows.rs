@@ -95,7 +95,7 @@ pub(super) enum TokenKind {
 /// An interactive authentication that has begun.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Interactive {
-    /// What is being authorised: BLAKE3 of the operation, the caller and what is bound of the request.
+    /// What is being authorized: BLAKE3 of the operation, the caller and what is bound of the request.
     pub(super) operation: TokenHash,
     pub(super) completed: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,6 +1,6 @@
 //! User-interactive authentication: stages that a client completes before an operation is done.
 //!
-//! A session is bound to its operation, so that what was authorised for one thing cannot be used for another. It is stored,
+//! A session is bound to its operation, so that what was authorized for one thing cannot be used for another. It is stored,
 //! as the stages may come to another node or after a restart. A client that completes a flow in its first request needs none.
 //!
 //! Spec: c2s, "User-Interactive Authentication API".
@@ -22,12 +22,12 @@ use crate::storage::{Batch, Expiring, Millis48};
 pub(super) const SESSION_LIFETIME_MS: u64 = 30 * 60_000;
 const SESSION_ID_CHARS: usize = 24;
 
-/// What is to be authorised.
+/// What is to be authorized.
 #[derive(Clone, Debug)]
 pub struct Operation<'a> {
     /// Which kind of operation: the endpoint.
     pub name: &'static str,
-    /// What of the request must stay the same, so that a session does not authorise something else.
+    /// What of the request must stay the same, so that a session does not authorize something else.
     pub bound: &'a [&'a str],
     /// Who asks; absent for registration.
     pub user: Option<&'a LocalUser>,

@@ -1,6 +1,6 @@
 //! Making events of our own, and checking hashes and signatures of others'.
 //!
-//! [`Signer::build`] writes the canonical form in pieces and hashes, signs and joins these, instead of building and serialising the event
+//! [`Signer::build`] writes the canonical form in pieces and hashes, signs and joins these, instead of building and serializing the event
 //! three times: it runs for every message. That the result is what the library makes is a property test.
 
 use std::collections::BTreeSet;

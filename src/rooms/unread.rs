@@ -54,12 +54,12 @@ pub(super) struct Counted {
     is_own: bool,
     exceptions: Vec<(UserNumber, Exception)>,
     /// What had to be read for this event and serves the next ones.
-    learnt: Learnt,
+    learned: Learned,
 }
 
 /// What a writer keeps in memory for the next events.
 #[derive(Clone, Debug, Default)]
-struct Learnt {
+struct Learned {
     locals: Option<Arc<Locals>>,
     /// Members whose rules have to be evaluated, and when the rules changed by which that was found.
     evaluated: Option<(Position, Arc<Vec<UserNumber>>)>,
@@ -68,7 +68,7 @@ struct Learnt {
 /// The part of a [`Head`] that counts.
 #[derive(Default)]
 pub(super) struct Memory {
-    learnt: Learnt,
+    learned: Learned,
     /// The ordinals of threads.
     threads: HashMap<EventNumber, u64>,
 }
@@ -85,16 +85,16 @@ impl Memory {
         if let Some(root) = event.meta.thread_root {
             self.threads.insert(root, event.meta.ord_thread);
         }
-        if counted.learnt.locals.is_some() {
-            self.learnt.locals = counted.learnt.locals.take();
+        if counted.learned.locals.is_some() {
+            self.learned.locals = counted.learned.locals.take();
         }
-        if counted.learnt.evaluated.is_some() {
-            self.learnt.evaluated = counted.learnt.evaluated.take();
+        if counted.learned.evaluated.is_some() {
+            self.learned.evaluated = counted.learned.evaluated.take();
         }
         let Some(change) = change.filter(|change| change.is_local) else {
             return;
         };
-        if let Some((_, evaluated)) = &mut self.learnt.evaluated {
+        if let Some((_, evaluated)) = &mut self.learned.evaluated {
             let own = rooms.accounts.own_rules(None).ok().flatten();
             let has_own = own.is_some_and(|own| own.users.contains(&change.user));
             let evaluated = Arc::make_mut(evaluated);
@@ -103,7 +103,7 @@ impl Memory {
                 evaluated.push(change.user);
             }
         }
-        if let Some(locals) = &mut self.learnt.locals {
+        if let Some(locals) = &mut self.learned.locals {
             Arc::make_mut(locals).change(rooms, change.user, &event.pdu);
         }
     }
@@ -171,7 +171,7 @@ pub(super) fn count(
             meta.ord_thread = counted.ord_main;
         }
     }
-    let candidates = candidates(rooms, head, source, (pdu, &look), &mut counted.learnt)?;
+    let candidates = candidates(rooms, head, source, (pdu, &look), &mut counted.learned)?;
     if !candidates.is_empty() {
         let evaluation = Evaluation::new(head, pdu, default, may_notify_room);
         for (user, id, name) in candidates
@@ -208,9 +208,9 @@ fn candidates(
     head: &Head,
     source: &Source<'_>,
     (pdu, look): (&Pdu, &Look<'_>),
-    learnt: &mut Learnt,
+    learned: &mut Learned,
 ) -> Result<Vec<Candidate>, Error> {
-    let known = &head.unread.learnt;
+    let known = &head.unread.learned;
     let own = rooms.accounts.own_rules(source.snapshot)?;
     let own = own.ok_or(Error::NotInMemory)?;
     let is_named = look
@@ -230,7 +230,7 @@ fn candidates(
         Some(locals) => Arc::clone(locals),
         None => {
             let locals = Arc::new(Locals::load(rooms, head, source)?);
-            learnt.locals = Some(Arc::clone(&locals));
+            learned.locals = Some(Arc::clone(&locals));
             locals
         }
     };
@@ -239,7 +239,7 @@ fn candidates(
         None => {
             let members = own.users.iter().filter(|user| locals.has(**user)).copied();
             let evaluated = Arc::new(members.collect::<Vec<_>>());
-            learnt.evaluated = Some((own.changed, Arc::clone(&evaluated)));
+            learned.evaluated = Some((own.changed, Arc::clone(&evaluated)));
             evaluated
         }
     };

@@ -763,7 +763,7 @@ async fn what_relates_to_an_event_is_bundled_with_it() {
     let room = alice.create_room().await;
     bob.join(&room).await.ok();
     let before = bob.sync().await;
-    let said = alice.say(&room, "teh soup").await;
+    let said = alice.say(&room, "thee soup").await;
     let edit = json!({
         "msgtype": "m.text", "body": "* the soup",
         "m.new_content": { "msgtype": "m.text", "body": "the soup" },

@@ -80,7 +80,7 @@ struct Moment {
     is_exception: bool,
 }
 
-/// Spec: c2s, "Room History Visibility", "Server behaviour", word by word.
+/// Spec: c2s, "Room History Visibility", "Server behavior", word by word.
 fn is_visible(history: &[Moment], at: usize) -> bool {
     let moment = &history[at];
     let joins_later = history[at..].iter().any(|later| later.after.1 == "join");
