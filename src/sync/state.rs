@@ -65,24 +65,28 @@ impl Sync {
         }
         let at_end = view.request.state_place != StatePlace::Start;
         let target = if at_end { range.end } else { range.start };
-        // What happened to members in a gap is told even if members are loaded lazily: the client has no other way to learn it.
-        let all_members = !filter.has_lazy_members || (range.known.is_some() && range.has_gap);
+        // What happened to members where the client cannot take it from the timeline is told even if members are loaded
+        // lazily: it has no other way to learn it.
+        let is_hidden =
+            at_end || range.has_gap || timeline.is_some_and(|timeline| timeline.has_gaps);
+        let all_members = !filter.has_lazy_members || (range.known.is_some() && is_hidden);
         let mut found = match range.known {
             Some(known) => self.changes(view, scope.room, (known, target), all_members)?,
             None => self.whole(view, scope.room, target, all_members)?,
         };
+        if filter.has_lazy_members {
+            found.extend(self.members(view, (scope.room, target), members, timeline)?);
+        }
+        // What changed within the timeline without being in it, members too: those told above may have changed.
         if let Some(timeline) = timeline.filter(|timeline| !at_end && timeline.has_gaps) {
             let shown: BTreeSet<EventNumber> =
                 timeline.events.iter().map(|event| event.number).collect();
-            let later = self.changes(view, scope.room, (target, range.end), all_members)?;
+            let later = self.changes(view, scope.room, (target, range.end), true)?;
             found.extend(
                 later
                     .into_iter()
                     .filter(|event| !shown.contains(&event.number)),
             );
-        }
-        if filter.has_lazy_members {
-            found.extend(self.members(view, (scope.room, target), members, timeline)?);
         }
         Ok(told(found, |event| filter.state.accepts(event)))
     }

@@ -30,6 +30,7 @@ mod room_words;
 mod rooms;
 mod setup;
 mod sync;
+mod sync_memberships;
 mod sync_words;
 mod tidy;
 mod vectors;
