@@ -17,7 +17,7 @@ pub(super) async fn rooms() -> Rooms {
     on(Store::memory(), clock).await
 }
 
-async fn on(store: Store, clock: Clock) -> Rooms {
+pub(super) async fn on(store: Store, clock: Clock) -> Rooms {
     configured(store, clock, Config::default()).await
 }
 

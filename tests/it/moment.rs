@@ -23,13 +23,15 @@ impl User {
 
     /// Syncs on until `is_found` is.
     async fn until(&self, mut before: Synced, is_found: impl Fn(&Synced) -> bool) -> Synced {
-        for _ in 0..20 {
+        let mut tries = 0;
+        loop {
             before = self.wait_since(&before).await;
             if is_found(&before) {
                 return before;
             }
+            tries += 1;
+            assert!(tries < 20, "not found, at last: {}", before.body);
         }
-        panic!("not found, at last: {}", before.body);
     }
 }
 
