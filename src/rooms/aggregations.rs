@@ -13,7 +13,7 @@ use super::{
     Error, RoomNumber, Rooms, Sight, StoredEvent, TypeNumber,
     client_event::{EventForm, Unsigned, write_event, write_number, write_text},
     event::{Relation, flag},
-    relations::{RELATIONS, RelationRow},
+    relations::{RELATIONS, RelationRow, are_near},
     threads::ThreadRow,
 };
 use crate::{
@@ -244,11 +244,8 @@ impl Rooms {
         let (Some(first), Some(last)) = (parents.first(), parents.last()) else {
             return Ok(children);
         };
-        // Parents that lie far apart would have others' rows between them.
-        let is_dense =
-            usize::try_from(last.0 - first.0).unwrap_or(usize::MAX) <= parents.len() * 16 + 64;
         let mut apart = parents;
-        if is_dense {
+        if are_near(parents) {
             apart = &[];
             let range = RELATIONS.from(&(room, *first), &(room,));
             for (read, row) in snapshot.scan(range, Order::Forward).enumerate() {

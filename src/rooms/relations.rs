@@ -311,23 +311,19 @@ impl Rooms {
         query: &RelationQuery,
         window: &Window,
     ) -> Result<Rows, Error> {
+        let wanted: Vec<u8> = query.relations().map(|relation| relation as u8).collect();
         let mut found: BTreeMap<i64, RelationRow> = BTreeMap::new();
         let mut parents = vec![query.parent];
         for _ in 0..MAX_RELATION_DEPTH {
-            let mut next = Vec::new();
-            for parent in parents {
-                for relation in query.relations() {
-                    let range = RELATIONS.prefix(&(room, parent, relation as u8));
-                    let rows = snapshot.scan(range, Order::Backward).take(MAX_RECURSED);
-                    for row in rows {
-                        let ((.., Index(index)), row) = row?;
-                        let is_new =
-                            found.len() < MAX_RECURSED && found.insert(index, row).is_none();
-                        next.extend(is_new.then_some(row.event));
-                    }
+            let rows = rows_under(snapshot, room, &parents)?;
+            parents.clear();
+            for (relation, index, row) in rows {
+                let is_new = wanted.contains(&relation) && found.len() < MAX_RECURSED;
+                if is_new && found.insert(index, row).is_none() {
+                    parents.push(row.event);
                 }
             }
-            parents = next;
+            parents.sort_unstable();
         }
         let mut rows: Rows = found
             .into_iter()
@@ -339,6 +335,45 @@ impl Rooms {
 }
 
 type Rows = Vec<(i64, RelationRow)>;
+
+/// Whether sorted parents lie so near to each other that one scan over all between them is cheaper than one each.
+pub(super) fn are_near(parents: &[EventNumber]) -> bool {
+    let (Some(first), Some(last)) = (parents.first(), parents.last()) else {
+        return true;
+    };
+    let span = usize::try_from(last.0.saturating_sub(first.0)).unwrap_or(usize::MAX);
+    span <= parents.len() * 16 + 64
+}
+
+/// All that relates to sorted parents: relation, index, row.
+fn rows_under(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    parents: &[EventNumber],
+) -> Result<Vec<(u8, i64, RelationRow)>, Error> {
+    let ranges: Vec<_> = match (parents.first(), parents.last()) {
+        (Some(first), Some(last)) if are_near(parents) => {
+            vec![RELATIONS.range(
+                &(room, *first),
+                &(room, EventNumber(last.0.saturating_add(1))),
+            )]
+        }
+        _ => parents
+            .iter()
+            .map(|parent| RELATIONS.prefix(&(room, *parent)))
+            .collect(),
+    };
+    let mut rows = Vec::new();
+    for range in ranges {
+        for row in snapshot.scan(range, Order::Forward).take(MAX_RECURSED) {
+            let ((_, parent, relation, Index(index)), row) = row?;
+            if parents.binary_search(&parent).is_ok() {
+                rows.push((relation, index, row));
+            }
+        }
+    }
+    Ok(rows)
+}
 
 fn sort(rows: &mut Rows, order: Order) {
     rows.sort_unstable_by_key(|(index, _)| *index);
