@@ -33,7 +33,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    account_data::{AccountData, GLOBAL, IGNORED_USERS, Ignored, PUSH_RULES, TAGS},
+    account_data::{AccountData, FULLY_READ, GLOBAL, IGNORED_USERS, Ignored, PUSH_RULES, TAGS},
     devices::{DeviceInfo, NewDevice},
     directory::Found,
     own_rules::OwnRules,

@@ -27,6 +27,8 @@ pub const GLOBAL: u32 = 0;
 pub const PUSH_RULES: &str = "m.push_rules";
 pub const IGNORED_USERS: &str = "m.ignored_user_list";
 pub const TAGS: &str = "m.tag";
+/// How far a user has read a room. It is set with receipts, and not as other account data.
+pub const FULLY_READ: &str = "m.fully_read";
 
 /// Largest content of one type, in bytes of JSON: a batch holds it with its index rows.
 const MAX_CONTENT_BYTES: usize = 512 * 1024;
@@ -147,6 +149,10 @@ impl Accounts {
                 &after,
                 stamp,
             )?;
+            if wanted == FULLY_READ {
+                // As receipts: what is lost in a crash is set again by the next one.
+                batch.relaxed();
+            }
             Ok::<_, Error>(Some(batch))
         };
         if let Some(mut batch) = self.inner.store.read(read).await? {

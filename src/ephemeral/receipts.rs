@@ -16,7 +16,7 @@ use serde_json::{json, value::to_raw_value};
 
 use super::{Ephemeral, Error, Who};
 use crate::{
-    accounts::UserNumber,
+    accounts::{FULLY_READ, UserNumber},
     rooms::{ReadThread, RoomNumber, StoredEvent},
     storage::{Batch, Family, Locks, Order, Position, PositionAt, Snapshot, Stamped, Table, Topic},
 };
@@ -30,8 +30,6 @@ static BY_POSITION: Table<(RoomNumber, Position, UserNumber, u32, u8), ()> =
 const LOG_RECEIPT: u8 = 3;
 /// Receipts of a room that are told to somebody who knows none.
 const MAX_CURRENT: usize = 1_000;
-/// Account data of a room that says how far the user has read all there is.
-const FULLY_READ: &str = "m.fully_read";
 
 /// Who sees a receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

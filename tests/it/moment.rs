@@ -116,7 +116,12 @@ async fn typing_for_others_or_elsewhere_is_refused() {
         .typing(&room, json!({ "typing": "yes" }))
         .await
         .fails(400, "M_BAD_JSON");
+    let not_typed = alice.typing(&room, json!({ "timeout": 10_000 })).await;
+    not_typed.fails(400, "M_BAD_JSON");
     assert_eq!(typing(&alice.sync().await, &room), None);
+    // How long is not asked for.
+    alice.typing(&room, json!({ "typing": true })).await.ok();
+    assert_eq!(typing(&alice.sync().await, &room), Some(&json!([alice.id])));
 }
 
 #[tokio::test]

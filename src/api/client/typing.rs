@@ -4,7 +4,13 @@
 
 use std::sync::Arc;
 
-use ruma::api::client::typing::create_typing_event::v3::{Request, Response, Typing};
+use http::Method;
+use ruma::api::{
+    IncomingRequest, Metadata,
+    client::typing::create_typing_event::v3::{Request, Response, Typing},
+    error::DeserializationError,
+};
+use serde_json::{Map, Value};
 
 use super::{require_active, require_self, who};
 use crate::{
@@ -13,14 +19,47 @@ use crate::{
     server::Server,
 };
 
+/// How long somebody types who does not say how long.
+const DEFAULT_TIMEOUT_MS: u64 = 30_000;
+
 pub(super) fn routes() -> Routes {
     Routes::default().endpoint(create_typing_event)
+}
+
+/// What was sent. ruma's type asks for the timeout, which the specification does not.
+struct CreateTyping(Request);
+
+impl Metadata for CreateTyping {
+    const METHOD: Method = Request::METHOD;
+    const RATE_LIMITED: bool = Request::RATE_LIMITED;
+    type Authentication = <Request as Metadata>::Authentication;
+    type PathBuilder = <Request as Metadata>::PathBuilder;
+    const PATH_BUILDER: Self::PathBuilder = Request::PATH_BUILDER;
+}
+
+impl IncomingRequest for CreateTyping {
+    type EndpointError = <Request as IncomingRequest>::EndpointError;
+    type OutgoingResponse = Response;
+
+    fn try_from_http_request_inner(
+        request: http::Request<&[u8]>,
+        path_args: &[&str],
+    ) -> Result<Self, DeserializationError> {
+        let mut body: Map<String, Value> = match request.body().is_empty() {
+            true => Map::new(),
+            false => serde_json::from_slice(request.body())?,
+        };
+        body.entry("timeout").or_insert(DEFAULT_TIMEOUT_MS.into());
+        let body = serde_json::to_vec(&body)?;
+        let request = request.map(|_| body.as_slice());
+        Request::try_from_http_request_inner(request, path_args).map(Self)
+    }
 }
 
 async fn create_typing_event(
     server: Arc<Server>,
     session: Arc<Session>,
-    request: Request,
+    CreateTyping(request): CreateTyping,
 ) -> Result<Response, Error> {
     require_self(&session, &request.user_id)?;
     require_active(&session)?;
