@@ -166,8 +166,9 @@ impl Rooms {
         }
         let numbers: Vec<_> = roots.iter().map(|root| root.number).collect();
         let rows = self.threads_of(snapshot, sight.room(), &numbers)?;
+        let takes_part = self.takes_part(snapshot, sight, roots)?;
         let (mut threads, mut latest) = (Vec::new(), Vec::new());
-        for (root, row) in roots.iter().zip(rows) {
+        for ((root, row), takes_part) in roots.iter().zip(rows).zip(takes_part) {
             let Some((row, children)) = row.zip(children.get(&root.number)) else {
                 continue;
             };
@@ -178,7 +179,7 @@ impl Rooms {
                 .find_map(|row| related.get(&row.event));
             let Some(newest) = newest else { continue };
             let count = self.thread_count(snapshot, sight, (root.number, row))?;
-            threads.push((root.number, count, self.takes_part(snapshot, sight, root)?));
+            threads.push((root.number, count, takes_part));
             latest.push(Arc::clone(newest));
         }
         let mut unsigned = self.unsigned(snapshot, sight.room(), &latest)?;

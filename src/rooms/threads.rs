@@ -174,7 +174,8 @@ impl Rooms {
             let Some(event) = self.event(snapshot, room, root)? else {
                 continue;
             };
-            if query.is_participated && !self.takes_part(snapshot, sight, &event)? {
+            let root = std::slice::from_ref(&event);
+            if query.is_participated && self.takes_part(snapshot, sight, root)? == [false] {
                 continue;
             }
             if sight.ignores(&event) {
@@ -202,20 +203,20 @@ impl Rooms {
         Ok(Arc::new(redact::redacted(root, rules)?.event))
     }
 
-    /// Whether the user has sent the root of a thread or an event in it.
+    /// Whether the user has sent the root of a thread or an event in it, for each of `roots`.
     pub(super) fn takes_part(
         &self,
         snapshot: &Snapshot,
         sight: &Sight,
-        root: &StoredEvent,
-    ) -> Result<bool, Error> {
-        if root.meta.sender == sight.user() {
-            return Ok(true);
-        }
-        let key = (sight.room(), root.number, sight.user());
-        Ok(snapshot
-            .get(&PARTICIPANTS, &key)?
-            .is_some_and(|Counter(sent)| sent > 0))
+        roots: &[Arc<StoredEvent>],
+    ) -> Result<Vec<bool>, Error> {
+        let (room, user) = (sight.room(), sight.user());
+        let keys: Vec<_> = roots.iter().map(|root| (room, root.number, user)).collect();
+        let sent = snapshot.get_many(&PARTICIPANTS, &keys)?;
+        let takes_part = roots.iter().zip(sent).map(|(root, sent)| {
+            root.meta.sender == user || sent.is_some_and(|Counter(sent)| sent > 0)
+        });
+        Ok(takes_part.collect())
     }
 
     /// The threads that start from `roots`, in their order.
