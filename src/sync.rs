@@ -23,7 +23,7 @@ use ruma::OwnedUserId;
 use tokio::time::Instant;
 
 pub use self::filter::Filter;
-use self::{fragment::Fragments, token::Token, v3::Answer};
+use self::{fragment::Fragments, summary::Heroes, token::Token, v3::Answer};
 use crate::{
     accounts::{self, Accounts},
     clock::Clock,
@@ -100,6 +100,7 @@ struct Inner {
     rooms: Rooms,
     ephemeral: Ephemeral,
     fragments: Fragments,
+    heroes: Heroes,
     closing: Stop,
 }
 
@@ -118,6 +119,7 @@ impl Sync {
             rooms,
             ephemeral,
             fragments: Fragments::default(),
+            heroes: Heroes::default(),
             closing,
         };
         Self {

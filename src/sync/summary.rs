@@ -2,6 +2,9 @@
 //!
 //! Spec: c2s, "GET /_matrix/client/v3/sync" (`RoomSummary`), "Calculating the display name for a room".
 
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
 use ruma::OwnedUserId;
 
 use super::{
@@ -10,7 +13,7 @@ use super::{
 };
 use crate::{
     accounts::UserNumber,
-    events::RootNumber,
+    events::{NodeNumber, RootNumber},
     rooms::{Class, RoomNumber, client_event::write_text},
     storage::Position,
 };
@@ -40,7 +43,7 @@ impl Sync {
         let row = self.inner.rooms.root(view.snapshot, room, root)?;
         let heroes = match self.is_named(view, room, root)? {
             true => Vec::new(),
-            false => self.heroes(view, room)?,
+            false => self.heroes(view, room, row.members)?,
         };
         Ok(Summary {
             heroes,
@@ -70,30 +73,83 @@ impl Sync {
     }
 
     /// The first to have come of those who are joined or invited; if there is nobody, of those who have left or are banned.
-    fn heroes(&self, view: &View<'_>, room: RoomNumber) -> Result<Vec<OwnedUserId>, Error> {
-        for classes in [[Class::Join, Class::Invite], [Class::Leave, Class::Ban]] {
-            let mut found: Vec<(Position, UserNumber)> = Vec::new();
-            for class in classes {
-                let limit = MAX_MEMBERS_LOOKED_AT;
-                let members = self
-                    .inner
-                    .rooms
-                    .members(view.snapshot, room, class, limit)?;
-                found.extend(
-                    members
-                        .into_iter()
-                        .map(|(user, position, _)| (position, user)),
-                );
+    fn heroes(
+        &self,
+        view: &View<'_>,
+        room: RoomNumber,
+        members: NodeNumber,
+    ) -> Result<Vec<OwnedUserId>, Error> {
+        let reader = view.request.viewer.user;
+        let present = match self.inner.heroes.get(room, members) {
+            Some(present) => present,
+            None => {
+                let present = self.first_of(view, room, [Class::Join, Class::Invite])?;
+                self.inner.heroes.put(room, members, Arc::clone(&present));
+                present
             }
-            found.retain(|(_, user)| *user != view.request.viewer.user);
-            found.sort_unstable();
-            found.truncate(MAX_HEROES);
-            if !found.is_empty() {
-                let numbers: Vec<_> = found.into_iter().map(|(_, user)| user).collect();
-                return Ok(self.inner.accounts.user_ids(view.snapshot, &numbers)?);
-            }
+        };
+        let mut found = without(&present, reader);
+        if found.is_empty() {
+            let gone = self.first_of(view, room, [Class::Leave, Class::Ban])?;
+            found = without(&gone, reader);
         }
-        Ok(Vec::new())
+        Ok(self.inner.accounts.user_ids(view.snapshot, &found)?)
+    }
+
+    /// One more than heroes are told: the reader may be among them.
+    fn first_of(
+        &self,
+        view: &View<'_>,
+        room: RoomNumber,
+        classes: [Class; 2],
+    ) -> Result<Arc<[UserNumber]>, Error> {
+        let mut found: Vec<(Position, UserNumber)> = Vec::new();
+        for class in classes {
+            let limit = MAX_MEMBERS_LOOKED_AT;
+            let members = self
+                .inner
+                .rooms
+                .members(view.snapshot, room, class, limit)?;
+            let members = members.into_iter();
+            found.extend(members.map(|(user, position, _)| (position, user)));
+        }
+        found.sort_unstable();
+        found.truncate(MAX_HEROES + 1);
+        Ok(found.into_iter().map(|(_, user)| user).collect())
+    }
+}
+
+fn without(users: &[UserNumber], reader: UserNumber) -> Vec<UserNumber> {
+    let others = users.iter().copied().filter(|user| *user != reader);
+    others.take(MAX_HEROES).collect()
+}
+
+/// A room with the trie of its members.
+type Membership = (RoomNumber, NodeNumber);
+
+/// The first of the members of rooms, by the trie that holds exactly these members: to find them again would cost a look at
+/// each member.
+#[derive(Default)]
+pub(super) struct Heroes {
+    recent: Mutex<Option<LruCache<Membership, Arc<[UserNumber]>>>>,
+}
+
+/// Rooms whose first members are kept.
+const MAX_ROOMS_KEPT: usize = 10_000;
+
+impl Heroes {
+    fn get(&self, room: RoomNumber, members: NodeNumber) -> Option<Arc<[UserNumber]>> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.as_mut()?.get(&(room, members)).cloned()
+    }
+
+    fn put(&self, room: RoomNumber, members: NodeNumber, heroes: Arc<[UserNumber]>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let recent = recent.get_or_insert_with(LruCache::unbounded);
+        recent.put((room, members), heroes);
+        if recent.len() > MAX_ROOMS_KEPT {
+            recent.pop_lru();
+        }
     }
 }
 
