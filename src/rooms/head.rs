@@ -288,7 +288,7 @@ impl Head {
         )))
     }
 
-    /// Forgets the power levels, as an event of the type they come from was appended.
+    /// Forgets the power levels, as an event of the type they come from was appended or redacted.
     pub(super) fn forget_levels(&mut self, event_type: TypeNumber) {
         if matches!(event_type, TypeNumber::CREATE | TypeNumber::POWER_LEVELS) {
             self.levels = OnceLock::new();

@@ -525,3 +525,35 @@ async fn an_event_that_is_redacted_while_in_flight_keeps_its_position() {
         assert_ne!(row.event.meta.position, Position::default());
     }
 }
+
+#[tokio::test]
+async fn power_levels_that_are_redacted_lose_their_effect_at_once() {
+    let clock = Clock::seeded(1_700_000_000_000, 7);
+    let store = Store::memory();
+    let rooms = on(store.clone(), clock.clone()).await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PublicChat, RoomVersionId::V10))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    let levels = object(json!({ "users": { alice(): 100 }, "invite": 70 })).unwrap();
+    let levels = NewEvent::state(alice(), TimelineEventType::RoomPowerLevels, "", levels);
+    let levels = rooms.send(&room_id, levels).await.unwrap();
+    let may_invite = async |rooms: &Rooms| {
+        let mut writer = rooms.write(room).await.unwrap();
+        writer.power_levels().await.unwrap().may_invite(&bob())
+    };
+    assert!(!may_invite(&rooms).await);
+
+    let redaction = NewEvent {
+        event_type: TimelineEventType::RoomRedaction,
+        redacts: Some(levels),
+        content: CanonicalJsonObject::new(),
+        ..message(&alice(), "")
+    };
+    rooms.send(&room_id, redaction).await.unwrap();
+
+    // In version 10 the level for invites does not survive.
+    assert!(may_invite(&rooms).await);
+    assert!(may_invite(&on(store, clock).await).await);
+}

@@ -69,6 +69,8 @@ impl Rooms {
         {
             return Err(Error::Forbidden("you may not upgrade this room".into()));
         }
+        // What is in flight moves to the new room as well.
+        writer.settled().await?;
         let rooms = self.clone();
         let old = self
             .store

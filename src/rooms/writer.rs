@@ -286,7 +286,7 @@ impl RoomWriter {
     }
 
     /// Waits until snapshots show all that is in flight.
-    async fn settled(&mut self) -> Result<(), Error> {
+    pub(super) async fn settled(&mut self) -> Result<(), Error> {
         if let Some(commit) = self.all_in_flight() {
             commit.await?;
         }
@@ -586,6 +586,9 @@ impl Head {
     ) {
         if state.is_some() {
             self.forget_levels(event.meta.event_type);
+        }
+        if let Some(redacted) = redacted {
+            self.forget_levels(redacted.meta.event_type);
         }
         let [newer, _] = &mut self.fresh;
         newer.events.insert(event.number, Arc::clone(event));
