@@ -75,7 +75,7 @@ fuzz-build: system ## The fuzz targets compile.
 
 .PHONY: fuzz
 fuzz: system ## Fuzzes each target for SECONDS seconds (60).
-	FUZZ_TARGET_DIR=$(CACHE)/target-fuzz fuzz/run $(or $(SECONDS),60)
+	fuzz/run $(or $(SECONDS),60)
 
 .PHONY: binary
 binary: system
