@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::sections::{
-    AdminSection, ConfigSection, LimitsSection, Listener, ProxySection, ServerSection, TlsMode,
+    AdminSection, ConfigSection, LimitsSection, Listener, NoticesSection, ProxySection, ServerSection, TlsMode,
     TlsSection, WellKnownSection, default_listeners,
 };
 pub use self::{
@@ -41,6 +41,7 @@ pub const SECTIONS: &[&str] = &[
     "rate_limits",
     "limits",
     "admin",
+    "notices",
     "log",
     "config",
 ];
@@ -63,6 +64,7 @@ pub struct Config {
     pub rate_limits: rate_limits::Config,
     pub limits: LimitsSection,
     pub admin: AdminSection,
+    pub notices: NoticesSection,
     pub log: telemetry::Config,
     pub config: ConfigSection,
 }
@@ -83,6 +85,7 @@ impl Default for Config {
             rate_limits: rate_limits::Config::default(),
             limits: LimitsSection::default(),
             admin: AdminSection::default(),
+            notices: NoticesSection::default(),
             log: telemetry::Config::default(),
             config: ConfigSection::default(),
         }

@@ -1,5 +1,6 @@
 //! The server: owns every part and builds them from the foundation up.
 
+mod notices;
 mod setup;
 
 use std::{
@@ -23,7 +24,10 @@ use crate::{
     telemetry::Metrics,
 };
 
-pub use self::setup::Setup;
+pub use self::{
+    notices::{Error as NoticeError, Notice, Notices},
+    setup::Setup,
+};
 
 /// Why the parts of a server could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +56,7 @@ pub struct Server {
     pub store: Store,
     /// The page on which the first administrator is made.
     pub setup: Setup,
+    pub notices: Notices,
     pub accounts: Accounts,
     pub rooms: Rooms,
     pub push: Push,
@@ -93,9 +98,13 @@ impl Server {
         let closing = tasks.stop_signal(Stage::Requests);
         let server_name = ServerName::parse(config.server_name())?;
         let signer = rooms::identity::signer(&store, &clock, server_name.clone()).await?;
+        let mut registration = config.registration.clone();
+        registration
+            .reserved_names
+            .push(config.notices.from.clone());
         let settings = accounts::Settings {
             accounts: config.accounts.clone(),
-            registration: config.registration.clone(),
+            registration,
         };
         let accounts = Accounts::new(
             store.clone(),
@@ -136,6 +145,7 @@ impl Server {
         Ok(Arc::new(Self {
             push: Push::new(store.clone(), accounts.clone()),
             setup: Setup::new(&clock),
+            notices: Notices::default(),
             config,
             clock,
             metrics,

@@ -25,6 +25,8 @@ pub struct NewUser {
     pub password: Option<String>,
     pub displayname: Option<String>,
     pub is_admin: bool,
+    /// For the server's own use: the name may be a reserved one.
+    pub is_service: bool,
 }
 
 /// A local account as administrators see it.
@@ -67,6 +69,14 @@ impl Accounts {
     /// [`Error::InvalidUsername`]; [`Error::Reserved`].
     pub fn new_user_id(&self, localpart: &str) -> Result<OwnedUserId, Error> {
         let localpart = localpart.to_ascii_lowercase();
+        if self.inner.registration.reserved_names.contains(&localpart) {
+            return Err(Error::Reserved);
+        }
+        self.any_user_id(&localpart)
+    }
+
+    /// The user ID of a localpart in small letters, reserved or not.
+    fn any_user_id(&self, localpart: &str) -> Result<OwnedUserId, Error> {
         if localpart.is_empty() {
             return Err(Error::InvalidUsername(
                 "A user name has at least one character",
@@ -83,9 +93,6 @@ impl Accounts {
             return Err(Error::InvalidUsername(
                 "The user ID is longer than 255 bytes",
             ));
-        }
-        if self.inner.registration.reserved_names.contains(&localpart) {
-            return Err(Error::Reserved);
         }
         UserId::parse(&user).map_err(|_error| Error::InvalidUsername("The user name is not valid"))
     }
@@ -123,7 +130,10 @@ impl Accounts {
             .localpart
             .clone()
             .unwrap_or_else(|| self.random_localpart());
-        let id = self.check_available(&localpart).await?;
+        let id = match new.is_service {
+            true => self.any_user_id(&localpart)?,
+            false => self.check_available(&localpart).await?,
+        };
         let password = match &new.password {
             Some(password) => Some(self.hash_new(password, id.localpart()).await?),
             None => None,
@@ -162,6 +172,26 @@ impl Accounts {
         self.inner.store.submit(batch).await?;
         self.inner.counters.registrations.inc();
         Ok((LocalUser { id, number }, issued))
+    }
+
+    /// An account for the server's own use, made if it is not there. Nobody can sign in to it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUsername`].
+    pub async fn service_user(&self, localpart: &str) -> Result<LocalUser, Error> {
+        let id = self.any_user_id(localpart)?;
+        let (this, wanted) = (self.clone(), id.clone());
+        let read = move |snapshot: &Snapshot| this.account(snapshot, &wanted);
+        if let Some((number, _)) = self.inner.store.read(read).await? {
+            return Ok(LocalUser { id, number });
+        }
+        let new = NewUser {
+            localpart: Some(localpart.to_owned()),
+            is_service: true,
+            ..NewUser::default()
+        };
+        let (user, _no_session) = self.create_user(new, None, Batch::new()).await?;
+        Ok(user)
     }
 
     fn number_for_new(&self, snapshot: &Snapshot, user: &UserId) -> Result<Numbered, Error> {

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, ephemeral, push, rooms, storage, sync};
+use crate::{accounts, ephemeral, push, rooms, storage, sync, server::NoticeError};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -428,6 +428,16 @@ impl From<accounts::Error> for Error {
             | E::DamagedAccountData
             | E::PasswordCosts(_)
             | E::Aborted) => Self::internal(error),
+        }
+    }
+}
+
+impl From<NoticeError> for Error {
+    fn from(error: NoticeError) -> Self {
+        match error {
+            NoticeError::Storage(error) => error.into(),
+            NoticeError::Accounts(error) => error.into(),
+            NoticeError::Rooms(error) => error.into(),
         }
     }
 }

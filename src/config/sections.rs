@@ -346,6 +346,26 @@ pub struct AdminSection {
     pub socket: Option<PathBuf>,
 }
 
+/// Notices to users.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct NoticesSection {
+    /// The user who sends them: the part before the colon. Nobody can register it. Do not change it later, or users are
+    /// invited into another room.
+    pub from: String,
+    /// The name of the room that each user gets.
+    pub room_name: String,
+}
+
+impl Default for NoticesSection {
+    fn default() -> Self {
+        Self {
+            from: "notices".to_owned(),
+            room_name: "Server notices".to_owned(),
+        }
+    }
+}
+
 /// Bounds on what one request or connection may use.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]

@@ -19,6 +19,7 @@ mod history;
 mod layers;
 mod listeners;
 mod moment;
+mod notices;
 mod people_in_rooms;
 mod profile;
 mod pushers;

@@ -94,6 +94,7 @@ async fn register(
         password: Some(body.password),
         displayname: body.displayname,
         is_admin: body.admin,
+        is_service: false,
     };
     let device = NewDevice {
         id: None,
