@@ -92,10 +92,15 @@ impl Transaction {
     /// The same ID on another path is another transaction.
     ///
     /// Spec: c2s, "Transaction identifiers".
-    fn key(&self, room: RoomNumber, event_type: &TimelineEventType) -> TransactionKey {
+    fn key(&self, room: RoomNumber, event: &NewEvent) -> TransactionKey {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&room.0.to_be_bytes());
-        hasher.update(event_type.to_string().as_bytes());
+        hasher.update(event.event_type.to_string().as_bytes());
+        hasher.update(&[0]);
+        // The event to be redacted stands in the path.
+        if let Some(redacts) = &event.redacts {
+            hasher.update(redacts.as_bytes());
+        }
         hasher.update(&[0]);
         hasher.update(self.id.as_bytes());
         (self.user, self.device, *hasher.finalize().as_bytes())
@@ -174,7 +179,7 @@ impl Rooms {
         event
             .transaction
             .as_ref()
-            .map(|transaction| transaction.key(room, &event.event_type))
+            .map(|transaction| transaction.key(room, event))
     }
 
     /// Adds the rows of a transaction.

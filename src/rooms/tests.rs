@@ -192,6 +192,42 @@ async fn the_same_transaction_sends_once() {
 }
 
 #[tokio::test]
+async fn the_same_transaction_on_two_events_redacts_both() {
+    let rooms = rooms().await;
+    let room_id = rooms
+        .create(plan(&alice(), Preset::PrivateChat, RoomVersionId::V11))
+        .await
+        .unwrap();
+    let room = rooms.resident(&room_id).unwrap();
+    let user = rooms.accounts.intern(&[&alice()]).await.unwrap()[0];
+    let one = rooms
+        .send(&room_id, message(&alice(), "one"))
+        .await
+        .unwrap();
+    let two = rooms
+        .send(&room_id, message(&alice(), "two"))
+        .await
+        .unwrap();
+
+    for redacts in [one, two] {
+        let redaction = NewEvent {
+            event_type: TimelineEventType::RoomRedaction,
+            content: CanonicalJsonObject::new(),
+            redacts: Some(redacts),
+            transaction: Some(Transaction {
+                user,
+                device: 1,
+                id: "t1".into(),
+            }),
+            ..message(&alice(), "")
+        };
+        rooms.send(&room_id, redaction).await.unwrap();
+    }
+
+    assert_eq!(bodies(&rooms, room), ["(redacted)", "(redacted)"]);
+}
+
+#[tokio::test]
 async fn memberships_follow_joins_leaves_and_bans() {
     let rooms = rooms().await;
     let room_id = rooms
