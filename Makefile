@@ -15,7 +15,6 @@ endif
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 # RocksDB is C++ and takes minutes: with ccache that is once a machine.
-export CCACHE_DIR ?= $(CACHE)/ccache
 ifeq ($(origin CC),default)
 export CC := ccache cc
 endif
@@ -86,8 +85,12 @@ clients: binary ## Unmodified clients against this server.
 	@if [ -x tests/clients/run ]; then HEARTH=$(abspath $(TARGET))/debug/hearth tests/clients/run; fi
 
 .PHONY: crash
-crash: system ## Kills a server under load ROUNDS times (200) and looks for what was lost; `make unit` does it 20 times.
-	HEARTH_CRASH_ROUNDS=$(or $(ROUNDS),200) cargo test --test it faults:: -- --nocapture
+crash: system ## The crash test with 200 kills; `make unit` has 20.
+	HEARTH_CRASH_ROUNDS=200 cargo test --test it faults::
+
+.PHONY: complement
+complement: build ## Matrix's own suite: make complement COMPLEMENT=path/to/its/checkout
+	HEARTH=$(abspath $(TARGET))/release/hearth complement/run $(COMPLEMENT)
 
 $(TOOLS)/bin/cargo-deny-$(CARGO_DENY_VERSION):
 	CARGO_TARGET_DIR=$(TOOLS)/target cargo install --locked --debug --root $(TOOLS) cargo-deny@$(CARGO_DENY_VERSION)

@@ -372,7 +372,8 @@ impl Default for NoticesSection {
 pub struct LimitsSection {
     /// Connections at the same time, on all listeners together. More wait to be accepted.
     pub connections: u32,
-    /// How long a client may take to send the head of a request.
+    /// How long a client may take to send the head of a request, and how long a connection may be idle. A proxy should
+    /// keep its connections for less.
     pub request_head_timeout: Period,
     /// How long requests may go on after the server was told to stop.
     pub shutdown_grace: Period,
@@ -384,7 +385,7 @@ impl Default for LimitsSection {
     fn default() -> Self {
         Self {
             connections: 20_000,
-            request_head_timeout: Period::from_secs(30),
+            request_head_timeout: Period::from_secs(75),
             shutdown_grace: Period::from_secs(10),
             request_body: ByteSize(2 * 1024 * 1024),
         }
