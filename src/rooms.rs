@@ -191,6 +191,7 @@ pub struct Inner {
     /// Key of the fingerprints of states; fixed for the life of the database.
     fingerprint_key: FingerprintKey,
     habits: unread::HabitsCache,
+    unread_rows: unread::StoredCache,
 }
 
 /// What is kept in memory of every room, as published.
@@ -274,6 +275,7 @@ impl Rooms {
             locks: Locks::new(),
             alias_locks: Locks::new(),
             habits: unread::HabitsCache::default(),
+            unread_rows: unread::StoredCache::default(),
             heads: Mutex::new(LruCache::unbounded()),
             published: RwLock::new(published),
         };

@@ -16,8 +16,9 @@ mod rules;
 use std::{collections::HashMap, sync::Arc};
 
 use ruma::OwnedUserId;
+use smallvec::SmallVec;
 
-pub(super) use self::rules::HabitsCache;
+pub(super) use self::{markers::StoredCache, rules::HabitsCache};
 use self::{
     content::Look,
     locals::Locals,
@@ -265,14 +266,15 @@ fn candidates(
         .collect())
 }
 
-/// Adds markers and exceptions.
+/// Adds markers and exceptions. Of whom is the answer.
 pub(super) fn insert(
     batch: &mut Batch,
     room: RoomNumber,
     event: &StoredEvent,
     change: Option<&MembershipChange>,
     counted: &Counted,
-) {
+) -> SmallVec<[UserNumber; 2]> {
+    let mut changed = SmallVec::new();
     let meta = &event.meta;
     let thread = meta.thread_root.map_or(ReadThread::Main, ReadThread::Root);
     let index = Index(meta.index);
@@ -286,6 +288,7 @@ pub(super) fn insert(
     }
     for (user, exception) in &counted.exceptions {
         batch.put(&EXCEPTIONS, &(*user, room, thread.key(), index), exception);
+        changed.push(*user);
     }
     let marker = Marker {
         index: meta.index,
@@ -296,6 +299,7 @@ pub(super) fn insert(
     if counted.is_own {
         let key = (meta.sender, room, thread.key(), MarkerSource::Sent as u8);
         batch.put(&MARKERS, &key, &marker);
+        changed.push(meta.sender);
     }
     if let Some(change) = change
         && change.is_local
@@ -310,7 +314,9 @@ pub(super) fn insert(
             MarkerSource::Read as u8,
         );
         batch.put(&MARKERS, &key, &marker);
+        changed.push(change.user);
     }
+    changed
 }
 
 #[cfg(test)]

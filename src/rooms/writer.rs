@@ -410,7 +410,8 @@ impl RoomWriter {
             }
         }
         super::relations::insert(&mut batch, room, &event, thread.as_ref());
-        unread::insert(&mut batch, room, &event, membership.as_ref(), &unread);
+        let readers = unread::insert(&mut batch, room, &event, membership.as_ref(), &unread);
+        rooms.forget_unread(&mut batch, room, readers);
         if let Some(redacted) = &redaction {
             super::redact::insert(&mut batch, room, redacted);
         }

@@ -4,16 +4,23 @@
 //! Markers that come from receipts and markers that come from own messages are separate rows, so that each row has one
 //! writer at a time.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use ruma::OwnedEventId;
+use smallvec::SmallVec;
 
 use super::rules::{self, Mode};
 use crate::{
     accounts::UserNumber,
     events::EventNumber,
-    rooms::{Error, RoomNumber, Rooms, StoredEvent, event::Reader},
-    storage::{Batch, Family, Index, Order, Record, Snapshot, Table},
+    rooms::{Error, RoomNumber, Rooms, StoredEvent, cache::Cache, event::Reader},
+    storage::{Batch, Family, Index, Order, Position, Record, Snapshot, Table},
 };
 
 /// By user, room, thread and [`Source`].
@@ -229,9 +236,71 @@ impl Markers {
     }
 }
 
+/// What is stored of a user in a room.
+struct Stored {
+    markers: Markers,
+    /// By thread and place.
+    exceptions: Vec<(u32, i64, Exception)>,
+}
+
+impl Stored {
+    fn read(snapshot: &Snapshot, user: UserNumber, room: RoomNumber) -> Result<Self, Error> {
+        let rows = snapshot.scan(EXCEPTIONS.prefix(&(user, room)), Order::Forward);
+        let exceptions = rows.map(|row| {
+            row.map(|((_, _, thread, Index(index)), exception)| (thread, index, exception))
+        });
+        Ok(Self {
+            exceptions: exceptions.collect::<Result<_, _>>()?,
+            markers: Markers::read(snapshot, user, room)?,
+        })
+    }
+
+    /// What it costs in a cache, in bytes.
+    fn weight(&self) -> usize {
+        self.exceptions.len() * size_of::<(u32, i64, Exception)>()
+            + self.markers.threads.len() * size_of::<(EventNumber, Marker)>() * 2
+            + size_of::<Self>()
+            + 96
+    }
+}
+
+/// What is stored of users in rooms, as far as it was asked for lately. Entries go when their rows change.
+pub(in crate::rooms) struct StoredCache {
+    rows: Cache<(UserNumber, RoomNumber), Arc<Stored>>,
+    /// The position of the last change, by user modulo their number.
+    changed: [AtomicU64; SLOTS],
+}
+
+const SLOTS: usize = 64;
+/// Memory for what is stored of users in rooms, in bytes.
+const STORED_CACHE_BYTES: usize = 4 << 20;
+
+impl Default for StoredCache {
+    fn default() -> Self {
+        Self {
+            rows: Cache::new(STORED_CACHE_BYTES),
+            changed: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+}
+
+impl StoredCache {
+    fn changed(&self, user: UserNumber) -> &AtomicU64 {
+        let slot = usize::try_from(user.0).unwrap_or(0) % SLOTS;
+        self.changed
+            .get(slot)
+            .expect("a remainder is below the number of slots")
+    }
+
+    fn forget(&self, user: UserNumber, room: RoomNumber, position: Position) {
+        self.changed(user).fetch_max(position.0, Ordering::AcqRel);
+        self.rows.remove(&(user, room));
+    }
+}
+
 /// The sums of what follows the markers, of one user in one room.
 struct Tally {
-    markers: Markers,
+    stored: Arc<Stored>,
     mode: Mode,
     /// Unread events that notify by default: in the main timeline, and in all threads.
     main: u64,
@@ -353,7 +422,7 @@ impl Rooms {
             let Some(((_, root, _), last)) = snapshot.first(range, Order::Backward)? else {
                 break;
             };
-            let read = thread_ordinal(snapshot, room, root, tally.markers.index(root.0))?;
+            let read = thread_ordinal(snapshot, room, root, tally.stored.markers.index(root.0))?;
             let unread = last.saturating_sub(read);
             if unread > 0 {
                 found.insert(root, unread);
@@ -373,7 +442,8 @@ impl Rooms {
         let Some((ord_all, ord_main, ord_room)) = self.ordinals(snapshot, room)? else {
             return Ok(None);
         };
-        let markers = Markers::read(snapshot, user, room)?;
+        let stored = self.stored(snapshot, user, room)?;
+        let markers = &stored.markers;
         let mut threads = ord_all
             .saturating_sub(markers.all.ord_all)
             .saturating_sub(ord_main.saturating_sub(markers.all.ord_thread));
@@ -386,17 +456,16 @@ impl Rooms {
             main: ord_main.saturating_sub(markers.main_ordinal()),
             threads,
             differences: BTreeMap::new(),
-            markers,
+            stored: Arc::clone(&stored),
         };
-        for row in snapshot.scan(EXCEPTIONS.prefix(&(user, room)), Order::Forward) {
-            let ((_, _, thread, Index(index)), exception) = row?;
-            if index > tally.markers.index(thread) {
-                let sums = tally.differences.entry(thread).or_default();
+        for (thread, index, exception) in &stored.exceptions {
+            if *index > markers.index(*thread) {
+                let sums = tally.differences.entry(*thread).or_default();
                 sums.0 += exception.notify_in(tally.mode);
                 sums.1 += i64::from(exception.highlight);
             }
         }
-        if ord_room > tally.markers.all.ord_room {
+        if ord_room > tally.stored.markers.all.ord_room {
             self.add_room_mentions(snapshot, room, &mut tally)?;
         }
         Ok(Some(tally))
@@ -408,10 +477,10 @@ impl Rooms {
         room: RoomNumber,
         tally: &mut Tally,
     ) -> Result<(), Error> {
-        let range = MENTIONS.after(&(room, Index(tally.markers.all.index)), &(room,));
+        let range = MENTIONS.after(&(room, Index(tally.stored.markers.all.index)), &(room,));
         for row in snapshot.scan(range, Order::Forward) {
             let ((_, Index(index)), thread) = row?;
-            if index > tally.markers.index(thread) {
+            if index > tally.stored.markers.index(thread) {
                 let sums = tally.differences.entry(thread).or_default();
                 sums.1 += 1;
                 // In this mode nothing notifies but what is highlighted.
@@ -419,6 +488,45 @@ impl Rooms {
             }
         }
         Ok(())
+    }
+
+    /// What is stored of a user in a room. It may be newer than the snapshot.
+    fn stored(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        room: RoomNumber,
+    ) -> Result<Arc<Stored>, Error> {
+        let cache = &self.unread_rows;
+        if let Some(stored) = cache.rows.get(&(user, room)) {
+            return Ok(stored);
+        }
+        let stored = Arc::new(Stored::read(snapshot, user, room)?);
+        let weight = stored.weight();
+        cache
+            .rows
+            .put_if((user, room), Arc::clone(&stored), weight, || {
+                snapshot.position().0 >= cache.changed(user).load(Ordering::Acquire)
+            });
+        Ok(stored)
+    }
+
+    /// Forgets what is in memory of users in a room when `batch` is published, which changes their rows.
+    pub(in crate::rooms) fn forget_unread(
+        &self,
+        batch: &mut Batch,
+        room: RoomNumber,
+        users: SmallVec<[UserNumber; 2]>,
+    ) {
+        if users.is_empty() {
+            return;
+        }
+        let rooms = self.clone();
+        batch.before_publish(move |position| {
+            for user in users {
+                rooms.unread_rows.forget(user, room, position);
+            }
+        });
     }
 
     /// The ordinals of a room: all, main timeline, room mentions.
@@ -509,6 +617,7 @@ impl Rooms {
             ord_room: event.meta.ord_room,
         };
         batch.put(&MARKERS, &key, &marker);
+        self.forget_unread(batch, room, SmallVec::from_slice(&[user]));
         if thread == ReadThread::All {
             for row in snapshot.scan(MARKERS.prefix(&(user, room)), Order::Forward) {
                 let (key, marker) = row?;
