@@ -118,8 +118,11 @@ impl Sync {
                 let mut membership = self.seen(view, scope, &mut eyes, &placed.event)?;
                 if membership.is_none()
                     && self.is_current(view, scope, outline.after, &placed.event)?
+                    && let Eyes::Sight(sight) = &mut eyes
                 {
-                    membership = Some(Class::Leave);
+                    let event = &placed.event;
+                    let rooms = &self.inner.rooms;
+                    membership = Some(rooms.membership_when(view.snapshot, sight, event)?);
                 }
                 let is_wanted = accepts_all || filter.timeline.accepts(&placed.event);
                 match membership.filter(|_| is_wanted) {

@@ -78,3 +78,19 @@ fn without_a_filter_all_is_wanted() {
         self::filter(json!({ "event_fields": ["type"] })).hash
     );
 }
+
+#[test]
+fn the_stored_form_of_a_filter_is_the_same_filter() {
+    for definition in [
+        json!({}),
+        json!({ "event_format": "federation", "event_fields": [] }),
+        json!({ "room": { "state": { "lazy_load_members": true, "include_redundant_members": true } } }),
+        json!({ "room": { "state": { "include_redundant_members": true }, "timeline": { "limit": 0, "contains_url": false } } }),
+        json!({ "presence": { "types": [] }, "room": { "rooms": [], "include_leave": true } }),
+    ] {
+        let read: FilterDefinition = serde_json::from_value(definition).expect("a filter");
+        let stored = serde_json::to_vec(&read).expect("what was read can be written");
+        let again: FilterDefinition = serde_json::from_slice(&stored).expect("it can be read");
+        assert_eq!(Filter::new(&again).hash, Filter::new(&read).hash);
+    }
+}
