@@ -15,8 +15,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::sections::{
-    AdminSection, ConfigSection, LimitsSection, Listener, NoticesSection, ProxySection, ServerSection, TlsMode,
-    TlsSection, WellKnownSection, default_listeners,
+    AdminSection, ConfigSection, LimitsSection, Listener, NoticesSection, ProxySection,
+    ServerSection, TlsMode, TlsSection, WellKnownSection, default_listeners,
 };
 pub use self::{
     load::{Loaded, Sources},

@@ -11,7 +11,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, ephemeral, push, rooms, storage, sync, server::NoticeError};
+use crate::{accounts, ephemeral, push, rooms, server::NoticeError, storage, sync};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]

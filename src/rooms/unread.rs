@@ -18,13 +18,13 @@ use std::{collections::HashMap, sync::Arc};
 use ruma::OwnedUserId;
 use smallvec::SmallVec;
 
-pub(super) use self::{markers::StoredCache, rules::HabitsCache};
 use self::{
     content::Look,
     locals::Locals,
     markers::{EXCEPTIONS, Exception, MARKERS, MENTIONS, Marker, Source as MarkerSource, THREADS},
     rules::Evaluation,
 };
+pub(super) use self::{markers::StoredCache, rules::HabitsCache};
 pub use self::{
     markers::{Count, ReadThread, Unread, UnreadThreads},
     notifications::{Notification, Notifications, Wanted},

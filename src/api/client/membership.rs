@@ -129,7 +129,9 @@ async fn leave_room(
     session: Arc<Session>,
     request: leave_room::v3::Request,
 ) -> Result<leave_room::v3::Response, Error> {
-    let keeps = server.notices.keeps(&server, session.user_number, &request.room_id);
+    let keeps = server
+        .notices
+        .keeps(&server, session.user_number, &request.room_id);
     if keeps.await? {
         let text = "An invitation to notices of the server cannot be rejected";
         let code = ErrorCode::CannotLeaveServerNoticeRoom;
