@@ -294,17 +294,14 @@ impl Store {
 
     /// Queues `batch`. The order of calls is the order of the log. Never blocks.
     pub fn submit(&self, batch: Batch) -> Commit {
-        let (key, value) = batch.longest();
-        if key > MAX_KEY_BYTES || value > MAX_VALUE_BYTES || batch.bytes() > MAX_BATCH_BYTES {
-            tracing::warn!(
-                key,
-                value,
-                batch = batch.bytes(),
-                "a batch is above the limits that every engine can carry"
-            );
-            debug_assert!(key <= MAX_KEY_BYTES, "a key of {key} bytes");
-        }
+        warn_of_size(&batch);
         self.inner.shared.queue.push(batch)
+    }
+
+    /// Queues `batches`, each with a position of its own, to be written at once: a crash leaves all of them or none.
+    pub fn submit_all(&self, batches: Vec<Batch>) -> Vec<Commit> {
+        batches.iter().for_each(warn_of_size);
+        self.inner.shared.queue.push_all(batches)
     }
 
     /// Bytes queued and not yet committed; above `QUEUE_LIMIT_BYTES` callers wait in `Store::has_room`.
@@ -471,4 +468,18 @@ impl Drop for Inner {
 /// What was acknowledged may not be on disk, and what is on disk is not known: nothing can be answered any more.
 fn end_process(_error: &Error) {
     std::process::exit(FAILURE_EXIT_CODE);
+}
+
+/// Not every engine can carry what is larger.
+fn warn_of_size(batch: &Batch) {
+    let (key, value) = batch.longest();
+    if key > MAX_KEY_BYTES || value > MAX_VALUE_BYTES || batch.bytes() > MAX_BATCH_BYTES {
+        tracing::warn!(
+            key,
+            value,
+            batch = batch.bytes(),
+            "a batch is above the limits that every engine can carry"
+        );
+        debug_assert!(key <= MAX_KEY_BYTES, "a key of {key} bytes");
+    }
 }

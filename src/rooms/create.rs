@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Error, NewEvent, RoomNumber, RoomWriter, Rooms, head::Head, object};
 use crate::{
     events::version,
-    storage::{Batch, Commit},
+    storage::Batch,
 };
 
 /// A set of defaults for a new room.
@@ -166,11 +166,7 @@ impl Making {
         if let Some(last) = self.batches.last_mut() {
             last.append(more);
         }
-        let commits: Vec<Commit> = self
-            .batches
-            .into_iter()
-            .map(|batch| self.writer.submit(batch))
-            .collect();
+        let commits = self.writer.submit_all(self.batches);
         drop(self.writer);
         for commit in commits {
             commit.await?;

@@ -253,6 +253,12 @@ impl RoomWriter {
         self.rooms.store.submit(batch)
     }
 
+    /// Queues batches that [`Self::prepare`] made, in their order: a crash leaves all of them or none.
+    pub(super) fn submit_all(&mut self, batches: Vec<Batch>) -> Vec<Commit> {
+        self.head_mut().handed += batches.len() as u64;
+        self.rooms.store.submit_all(batches)
+    }
+
     async fn authorize(&mut self, event: NewEvent) -> Result<Authorized, Error> {
         if let Some(target) = &event.redacts
             && self.head().is_fresh(target)

@@ -64,6 +64,8 @@ impl Commit {
 struct Queued {
     batch: Batch,
     bytes: usize,
+    /// The batch after this one is of the same write.
+    is_continued: bool,
     outcome: oneshot::Sender<Result<Position>>,
 }
 
@@ -91,25 +93,48 @@ struct Waiting {
     is_closed: bool,
 }
 
-impl Queue {
-    pub(super) fn push(&self, batch: Batch) -> Commit {
+impl Waiting {
+    fn push(&mut self, batch: Batch, is_continued: bool) -> Commit {
         let (sender, outcome) = oneshot::channel();
-        let bytes = batch.bytes();
-        let mut waiting = self.lock();
         // When closed the sender is dropped, which tells the receiver.
-        if !waiting.is_closed {
-            waiting.batches.push_back(Queued {
+        if !self.is_closed {
+            let bytes = batch.bytes();
+            self.bytes += bytes;
+            self.batches.push_back(Queued {
                 batch,
                 bytes,
+                is_continued,
                 outcome: sender,
             });
-            waiting.bytes += bytes;
-            if std::mem::take(&mut waiting.is_idle) {
-                drop(waiting);
-                self.arrived.notify_one();
-            }
         }
         Commit { outcome }
+    }
+}
+
+impl Queue {
+    pub(super) fn push(&self, batch: Batch) -> Commit {
+        let mut waiting = self.lock();
+        let commit = waiting.push(batch, false);
+        self.wake(waiting);
+        commit
+    }
+
+    /// Batches of one write.
+    pub(super) fn push_all(&self, batches: Vec<Batch>) -> Vec<Commit> {
+        let last = batches.len().saturating_sub(1);
+        let mut waiting = self.lock();
+        let numbered = batches.into_iter().enumerate();
+        let commits = numbered.map(|(at, batch)| waiting.push(batch, at < last));
+        let commits = commits.collect();
+        self.wake(waiting);
+        commits
+    }
+
+    fn wake(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        if !waiting.batches.is_empty() && std::mem::take(&mut waiting.is_idle) {
+            drop(waiting);
+            self.arrived.notify_one();
+        }
     }
 
     /// Nothing more is taken; what is queued is still committed.
@@ -180,8 +205,12 @@ impl Queue {
             .iter()
             .take(GROUP_BATCHES)
             .take_while(fits)
-            .count();
-        Next::Group(waiting.batches.drain(..count.max(1)).collect())
+            .count()
+            .max(1);
+        let is_continued = |queued: &&Queued| queued.is_continued;
+        let rest = waiting.batches.iter().skip(count - 1);
+        let count = count + rest.take_while(is_continued).count();
+        Next::Group(waiting.batches.drain(..count).collect())
     }
 
     fn settle(&self, bytes: usize) {

@@ -931,6 +931,27 @@ async fn relaxed_batches_that_never_cease_are_synced_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn batches_that_belong_together_are_one_write() {
+    let (_folder, store) = rocks();
+    put(&store, 0, "before", "x").await.unwrap();
+    for count in [0, 1, 2, 700] {
+        let before = (store.stats().groups, store.position().0);
+        let batch = |number: u32| {
+            let mut batch = Batch::new();
+            batch.put(&NUMBERS, &(number, text("a")), &"x".to_owned());
+            batch
+        };
+        let commits = store.submit_all((0..count).map(batch).collect());
+        for commit in commits {
+            commit.await.unwrap();
+        }
+        let after = (store.stats().groups, store.position().0);
+        let groups = before.0 + u64::from(count > 0);
+        assert_eq!(after, (groups, before.1 + u64::from(count)));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_fails_after_a_commit_ends_everything() {
     let failures = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&failures);

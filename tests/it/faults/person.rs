@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use hearth::clock::Clock;
@@ -215,6 +216,14 @@ impl Person {
             transaction: self.next,
             event_id: None,
         });
+        if self.random.random_below(10) == 0 {
+            // The client goes away before the answer, and asks again.
+            let patience = Duration::from_micros(self.random.random_below(5_000));
+            let asked = self.put_message(line, &room, self.next);
+            if let Ok(answer) = tokio::time::timeout(patience, asked).await {
+                answer?;
+            }
+        }
         let event_id = self.put_message(line, &room, self.next).await?;
         world.add_event(&room, &event_id, before);
         if let Some(message) = self.messages.last_mut() {
@@ -324,6 +333,11 @@ impl Person {
                 "{} had joined {room}",
                 self.id
             );
+        }
+        for room in found.iter().filter_map(Value::as_str) {
+            // The name is the last that a new room gets: there is no half of one.
+            let path = format!("{CLIENT}/rooms/{}/state/m.room.name", escaped(room));
+            ask(line, &path, &self.token).await.ok();
         }
         self.follower.catch_up(line).await;
     }
