@@ -10,10 +10,7 @@ use ruma::{
 use serde_json::json;
 
 use super::{Error, NewEvent, RoomNumber, RoomWriter, Rooms, head::Head, object};
-use crate::{
-    events::version,
-    storage::Batch,
-};
+use crate::{events::version, storage::Batch};
 
 /// A set of defaults for a new room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
