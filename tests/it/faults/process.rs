@@ -13,13 +13,15 @@ use tempfile::TempDir;
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// What every server here is started with.
+/// What every server here is started with. Tokens live longer than the test, which may take a quarter of an hour.
 const SETTINGS: &str = r#"
 [database]
 durability = "full"
 [registration]
 mode = "open"
 i_accept_open_registration = true
+[accounts]
+access_token_ttl = "1d"
 [accounts.password]
 min_score = 0
 m_cost = 64
