@@ -145,7 +145,7 @@ impl Error {
 pub struct Config {
     /// Version of new rooms when the client does not ask for one: `"10"`, `"11"` or `"12"`. Default `"12"`.
     pub default_version: String,
-    /// Memory for event bodies. More helps servers with many busy rooms. Default `"32MiB"`.
+    /// Memory for event bodies. More helps servers with many busy rooms. Default `"24MiB"`.
     pub event_cache: ByteSize,
     /// Memory for room states. More helps servers with very large rooms. Default `"24MiB"`.
     pub state_cache: ByteSize,
@@ -155,7 +155,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             default_version: "12".to_owned(),
-            event_cache: ByteSize(32 << 20),
+            event_cache: ByteSize(24 << 20),
             state_cache: ByteSize(24 << 20),
         }
     }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Of all families together. Above it the largest is written to disk: with small data the whole server stays small.
-const WRITE_BUFFERS_BYTES: usize = 64 << 20;
+const WRITE_BUFFERS_BYTES: usize = 48 << 20;
 /// Of one family.
 const WRITE_BUFFER_BYTES: usize = 16 << 20;
 /// Bodies of events come fast and are large.
