@@ -141,6 +141,7 @@ impl Server {
                 ephemeral: ephemeral.clone(),
             },
             closing.clone(),
+            &metrics,
         );
         Ok(Arc::new(Self {
             push: Push::new(store.clone(), accounts.clone()),

@@ -19,6 +19,7 @@ mod v3;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
 use ruma::OwnedUserId;
 use tokio::time::Instant;
 
@@ -31,6 +32,7 @@ use crate::{
     rooms::{self, Class, Rooms, client_event::Viewer},
     storage::{self, Snapshot, Store, Topic},
     tasks::Stop,
+    telemetry::Metrics,
 };
 
 /// What went wrong while syncing.
@@ -102,16 +104,36 @@ struct Inner {
     fragments: Fragments,
     heroes: Heroes,
     closing: Stop,
+    /// Requests that wait for news.
+    waiting: Gauge,
+}
+
+/// Counts a request among those that wait, until it is dropped.
+struct Waiting<'a>(&'a Gauge);
+
+impl<'a> Waiting<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 impl Sync {
     /// `closing` ends waiting.
-    pub fn new(store: Store, clock: Clock, parts: Parts, closing: Stop) -> Self {
+    pub fn new(store: Store, clock: Clock, parts: Parts, closing: Stop, metrics: &Metrics) -> Self {
         let Parts {
             accounts,
             rooms,
             ephemeral,
         } = parts;
+        let waiting = Gauge::default();
+        metrics.register("sync_waiting", "Syncs that wait for news.", waiting.clone());
         let inner = Inner {
             store,
             clock,
@@ -121,6 +143,7 @@ impl Sync {
             fragments: Fragments::default(),
             heroes: Heroes::default(),
             closing,
+            waiting,
         };
         Self {
             inner: Arc::new(inner),
@@ -146,6 +169,7 @@ impl Sync {
             // What was nothing to this client needs not be looked at again.
             since = Some(answer.token);
             let topics = self.topics(&request)?;
+            let _waiting = Waiting::new(&self.inner.waiting);
             tokio::select! {
                 _woken = self.inner.store.wait(&topics, tick, wait) => {}
                 () = self.inner.closing.requested() => {}

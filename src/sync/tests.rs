@@ -66,7 +66,7 @@ impl World {
             ephemeral,
         };
         let mut world = Self {
-            sync: Sync::new(store, clock.clone(), parts, closing),
+            sync: Sync::new(store, clock.clone(), parts, closing, &metrics),
             accounts,
             rooms,
             clock,

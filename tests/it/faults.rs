@@ -145,8 +145,7 @@ async fn a_server_that_is_asked_to_stop_answers_who_waits_and_ends() {
     let since = sync(String::new()).await;
 
     let waiting = tokio::spawn(sync(format!("since={since}&timeout=60000")));
-    // It counts as waiting when the server has its request: one that comes later on the same way has an answer.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    server.has_metric("hearth_sync_waiting 1").await;
     assert!(!waiting.is_finished());
     let asked = tokio::time::Instant::now();
     server.terminate();

@@ -45,7 +45,7 @@ impl Installation {
         let folder = tempfile::tempdir().expect("a folder");
         let installation = Self { folder };
         let config = format!(
-            "listeners = [{{ bind = \"unix:{}\", resources = [\"client\", \"health\"] }}]\n\
+            "listeners = [{{ bind = \"unix:{}\", resources = [\"client\", \"health\", \"metrics\"] }}]\n\
              [server]\nname = \"hearth.test\"\ndata_dir = \"{}\"\n{SETTINGS}",
             installation.socket().display(),
             installation.path("data").display()
@@ -153,6 +153,20 @@ impl Process {
             .send()
             .await
             .is_ok_and(|answer| answer.status() == 200)
+    }
+
+    /// Waits until the page of metrics has this line.
+    pub(super) async fn has_metric(&self, line: &str) {
+        let started = Instant::now();
+        loop {
+            let request = self.http.get("http://hearth.test/metrics");
+            let page = request.send().await.expect("an answer").text().await;
+            if page.expect("text").lines().any(|found| found == line) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "there is no `{line}`");
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// No moment to finish anything.
