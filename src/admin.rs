@@ -4,6 +4,7 @@
 //! one function per command, in the file of its noun.
 
 mod database;
+mod federation;
 mod tokens;
 mod users;
 
@@ -12,6 +13,7 @@ use serde_json::Value;
 
 pub use self::{
     database::DatabaseCommand,
+    federation::FederationCommand,
     tokens::TokenCommand,
     users::{Change, UserCommand},
 };
@@ -24,6 +26,7 @@ pub enum Command {
     User(UserCommand),
     Token(TokenCommand),
     Database(DatabaseCommand),
+    Federation(FederationCommand),
 }
 
 /// Why something was not done.
@@ -66,6 +69,7 @@ pub async fn run(server: &Server, command: Command) -> Result<Value, Error> {
         Command::User(command) => users::run(server, command).await,
         Command::Token(command) => tokens::run(server, command).await,
         Command::Database(command) => database::run(server, command).await,
+        Command::Federation(command) => federation::run(server, command).await,
     }
 }
 

@@ -7,6 +7,7 @@ mod administer;
 mod configuration;
 mod db;
 mod descriptors;
+mod federation;
 mod health;
 mod output;
 mod serve;
@@ -82,6 +83,9 @@ enum Command {
     /// Looks after the database.
     #[command(subcommand)]
     Db(db::Command),
+    /// Looks at other servers.
+    #[command(subcommand)]
+    Federation(federation::Command),
     /// Prints the version.
     Version,
 }
@@ -146,6 +150,7 @@ pub fn main() -> ExitCode {
         Command::User(command) => user::run(global, command),
         Command::Token(command) => token::run(global, command),
         Command::Db(command) => db::run(global, &command),
+        Command::Federation(command) => federation::run(global, command),
         Command::Version => {
             print(&format!("hearth {}\n", env!("CARGO_PKG_VERSION")));
             Exit::Done

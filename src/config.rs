@@ -24,7 +24,7 @@ pub use self::{
     schema::{Schema, example, inline, schema},
     tree::{Node, NodeValue, Origin},
 };
-use crate::{accounts, ephemeral, rooms, storage, telemetry};
+use crate::{accounts, ephemeral, federation, outbound, rooms, storage, telemetry};
 
 /// The sections in the order of the example file. A list stands before the first table, where TOML wants it.
 pub const SECTIONS: &[&str] = &[
@@ -34,6 +34,8 @@ pub const SECTIONS: &[&str] = &[
     "tls",
     "proxy",
     "well_known",
+    "net",
+    "federation",
     "accounts",
     "registration",
     "rooms",
@@ -57,6 +59,8 @@ pub struct Config {
     pub tls: TlsSection,
     pub proxy: ProxySection,
     pub well_known: WellKnownSection,
+    pub net: outbound::Config,
+    pub federation: federation::Config,
     pub accounts: accounts::Config,
     pub registration: accounts::RegistrationConfig,
     pub rooms: rooms::Config,
@@ -78,6 +82,8 @@ impl Default for Config {
             tls: TlsSection::default(),
             proxy: ProxySection::default(),
             well_known: WellKnownSection::default(),
+            net: outbound::Config::default(),
+            federation: federation::Config::default(),
             accounts: accounts::Config::default(),
             registration: accounts::RegistrationConfig::default(),
             rooms: rooms::Config::default(),

@@ -8,6 +8,8 @@ pub mod clock;
 pub mod config;
 pub mod ephemeral;
 pub mod events;
+pub mod federation;
+pub mod outbound;
 pub mod push;
 pub mod rooms;
 pub mod run;

@@ -9,13 +9,15 @@ use std::{
     sync::Arc,
 };
 
-use ruma::ServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use crate::{
     accounts::{self, Accounts},
     clock::Clock,
     config::Config,
     ephemeral::Ephemeral,
+    federation::{self, Federation, Transport},
+    outbound::{self, Names, Outbound},
     push::Push,
     rooms::{self, Rooms},
     storage::{self, Store},
@@ -43,6 +45,10 @@ pub enum Error {
     Rooms(#[from] rooms::Error),
     #[error("the server name is not valid: {0}")]
     ServerName(#[from] ruma::IdParseError),
+    #[error(transparent)]
+    Outbound(#[from] outbound::Error),
+    #[error(transparent)]
+    Federation(#[from] federation::Error),
 }
 
 /// Every part of a running server, in the order in which they are built.
@@ -62,6 +68,15 @@ pub struct Server {
     pub push: Push,
     pub ephemeral: Ephemeral,
     pub sync: Sync,
+    pub federation: Federation,
+}
+
+/// What the parts are built on.
+struct Ground {
+    clock: Clock,
+    metrics: Metrics,
+    tasks: Tasks,
+    store: Store,
 }
 
 /// One thing that a server needs to serve.
@@ -86,37 +101,71 @@ impl Server {
         Self::build(config, clock, store).await
     }
 
-    /// Builds all parts on `store`.
+    /// Builds all parts on `store`, and on the network.
     ///
     /// # Errors
     /// A part cannot be built.
     pub async fn build(config: Config, clock: Clock, store: Store) -> Result<Arc<Self>, Error> {
-        store.claim_server_name(config.server_name()).await?;
         let metrics = Metrics::new();
-        store.register_metrics(&metrics);
         let tasks = Tasks::new(&metrics);
+        let outbound = Outbound::new(
+            config.net.clone(),
+            clock.clone(),
+            tasks.clone(),
+            Names::system()?,
+            &metrics,
+        )?;
+        let ground = Ground {
+            clock,
+            metrics,
+            tasks,
+            store,
+        };
+        Self::build_on(config, ground, outbound.into()).await
+    }
+
+    /// Builds all parts on `store`; what is sent to other servers goes to `simulated`, and no connection is opened.
+    ///
+    /// # Errors
+    /// A part cannot be built.
+    pub async fn build_simulated(
+        config: Config,
+        clock: Clock,
+        store: Store,
+        simulated: federation::Simulated,
+    ) -> Result<Arc<Self>, Error> {
+        let metrics = Metrics::new();
+        let tasks = Tasks::new(&metrics);
+        let ground = Ground {
+            clock,
+            metrics,
+            tasks,
+            store,
+        };
+        Self::build_on(config, ground, simulated.into()).await
+    }
+
+    async fn build_on(
+        config: Config,
+        ground: Ground,
+        transport: Transport,
+    ) -> Result<Arc<Self>, Error> {
+        let Ground {
+            clock,
+            metrics,
+            tasks,
+            store,
+        } = ground;
+        store.claim_server_name(config.server_name()).await?;
+        store.register_metrics(&metrics);
         let closing = tasks.stop_signal(Stage::Requests);
         let server_name = ServerName::parse(config.server_name())?;
         let signer = rooms::identity::signer(&store, &clock, server_name.clone()).await?;
-        let mut registration = config.registration.clone();
-        registration
-            .reserved_names
-            .push(config.notices.from.clone());
-        let settings = accounts::Settings {
-            accounts: config.accounts.clone(),
-            registration,
-        };
-        let accounts = Accounts::new(
-            store.clone(),
-            clock.clone(),
-            server_name,
-            settings,
-            &metrics,
-        );
+        let accounts = new_accounts(&config, &store, &clock, server_name, &metrics);
         let rooms = Rooms::new(
             store.clone(),
             clock.clone(),
-            signer,
+            Arc::clone(&signer),
             accounts.clone(),
             config.rooms.clone(),
         )?;
@@ -127,11 +176,7 @@ impl Server {
             rooms.clone(),
             config.presence.clone(),
         );
-        let task = ephemeral.clone();
-        tasks.start("ephemeral", Stage::Followers, move |stop| {
-            let task = task.clone();
-            async move { task.run(stop).await }
-        });
+        start_ephemeral(&tasks, &ephemeral);
         let sync = Sync::new(
             store.clone(),
             clock.clone(),
@@ -143,6 +188,16 @@ impl Server {
             closing.clone(),
             &metrics,
         );
+        let parts = federation::Parts {
+            store: store.clone(),
+            clock: clock.clone(),
+            signer,
+            accounts: accounts.clone(),
+            rooms: rooms.clone(),
+            ephemeral: ephemeral.clone(),
+            metrics: &metrics,
+        };
+        let federation = Federation::new(parts, transport, config.federation.clone())?;
         Ok(Arc::new(Self {
             push: Push::new(store.clone(), accounts.clone()),
             setup: Setup::new(&clock),
@@ -157,6 +212,7 @@ impl Server {
             rooms,
             ephemeral,
             sync,
+            federation,
         }))
     }
 
@@ -190,6 +246,32 @@ impl Server {
             Err(_panicked) => Err(storage::Error::Closed.into()),
         }
     }
+}
+
+fn new_accounts(
+    config: &Config,
+    store: &Store,
+    clock: &Clock,
+    server_name: OwnedServerName,
+    metrics: &Metrics,
+) -> Accounts {
+    let mut registration = config.registration.clone();
+    registration
+        .reserved_names
+        .push(config.notices.from.clone());
+    let settings = accounts::Settings {
+        accounts: config.accounts.clone(),
+        registration,
+    };
+    Accounts::new(store.clone(), clock.clone(), server_name, settings, metrics)
+}
+
+fn start_ephemeral(tasks: &Tasks, ephemeral: &Ephemeral) {
+    let ephemeral = ephemeral.clone();
+    tasks.start("ephemeral", Stage::Followers, move |stop| {
+        let ephemeral = ephemeral.clone();
+        async move { ephemeral.run(stop).await }
+    });
 }
 
 /// A folder that only the owner of this process looks into. One that exists stays as it is.

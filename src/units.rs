@@ -3,7 +3,7 @@
 //! A plain number is refused for all of them, since nobody can see its unit. The types live at the foundation because every
 //! module's `Config` uses them.
 
-use std::{borrow::Cow, fmt, num::NonZeroU32, str::FromStr, time::Duration};
+use std::{borrow::Cow, fmt, net::IpAddr, num::NonZeroU32, str::FromStr, time::Duration};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -38,6 +38,13 @@ pub enum RatePeriod {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
+/// A range of addresses: `10.0.0.0/8`, `::1/128`, or one address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
 /// Why a text is not the value it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
@@ -47,6 +54,8 @@ pub enum ParseError {
     ByteSize,
     #[error("expected a rate such as \"10/s\", \"100/min\", \"20/h\" or \"5/d\"")]
     Rate,
+    #[error("expected an address or a range such as 10.0.0.0/8")]
+    Network,
 }
 
 impl Period {
@@ -236,6 +245,53 @@ impl JsonSchema for Secret {
     }
 }
 
+impl Network {
+    /// Whether `address` lies in the range. An IPv4 address inside an IPv6 one is none: make it canonical first.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let shift = 32_u32.saturating_sub(self.prefix.into());
+                let mask = u32::MAX.checked_shl(shift).unwrap_or(0);
+                (network.to_bits() ^ address.to_bits()) & mask == 0
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let shift = 128_u32.saturating_sub(self.prefix.into());
+                let mask = u128::MAX.checked_shl(shift).unwrap_or(0);
+                (network.to_bits() ^ address.to_bits()) & mask == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Network {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (
+                address,
+                Some(prefix.parse::<u8>().map_err(|_error| ParseError::Network)?),
+            ),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_error| ParseError::Network)?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.unwrap_or(bits);
+        if prefix > bits {
+            Err(ParseError::Network)
+        } else {
+            Ok(Self { address, prefix })
+        }
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.address, self.prefix)
+    }
+}
+
 /// `"30s"` → (30, `"s"`). Spaces between the two are allowed.
 fn split_unit(text: &str) -> Option<(u64, &str)> {
     let text = text.trim();
@@ -278,6 +334,7 @@ macro_rules! written_as_text {
 written_as_text!(Period, "period");
 written_as_text!(ByteSize, "byte-size");
 written_as_text!(Rate, "rate");
+written_as_text!(Network, "network");
 
 #[cfg(test)]
 mod tests;

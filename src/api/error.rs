@@ -6,12 +6,12 @@ use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
-use ruma::api::error::{DeserializationError, ErrorCode, FromHttpRequestError};
+use ruma::api::error::{DeserializationError, ErrorCode, ErrorKind, FromHttpRequestError};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, ephemeral, push, rooms, server::NoticeError, storage, sync};
+use crate::{accounts, ephemeral, federation, push, rooms, server::NoticeError, storage, sync};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -463,6 +463,62 @@ impl From<accounts::PushRuleError> for Error {
                 error.to_string(),
             ),
             E::ServerDefault | E::InvalidId | E::TooMany => Self::invalid_param(error.to_string()),
+        }
+    }
+}
+
+impl Error {
+    /// What a client is told when another server was asked for its request. To be called on purpose: where a handler has
+    /// something better to do than to fail, it looks at the error itself.
+    pub fn of_federation(error: federation::Error) -> Self {
+        use federation::Error as E;
+        let bad_gateway = |text| Self::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, text);
+        match error {
+            E::Remote {
+                status,
+                kind,
+                retry_after,
+                ..
+            } => Self::of_remote(status, &kind, retry_after),
+            E::Unreachable { .. } => bad_gateway("The other server cannot be reached"),
+            E::TimedOut(_) => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                ErrorCode::Unknown,
+                "The other server did not answer in time",
+            ),
+            E::TooLarge { .. } | E::Malformed { .. } => {
+                bad_gateway("The other server's answer cannot be used")
+            }
+            E::Denied(_) => Self::forbidden("This server does not talk to the other server"),
+            E::Rooms(error) => error.into(),
+            E::Accounts(error) => error.into(),
+            E::Storage(error) => error.into(),
+            error @ E::Request(_) => Self::internal(error),
+        }
+    }
+
+    /// A refusal is handed on with its code; what went wrong over there is not the client's fault.
+    fn of_remote(status: u16, kind: &ErrorKind, retry_after: Option<Duration>) -> Self {
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Self::limit_exceeded(retry_after.unwrap_or(Duration::from_secs(1)));
+        }
+        let text = "The other server refused";
+        match StatusCode::from_u16(status) {
+            // 401 is about our signature, which the client has no part in.
+            Ok(status) if status.is_client_error() && status != StatusCode::UNAUTHORIZED => {
+                let error = Self::new(status, kind.errcode(), text);
+                match kind {
+                    ErrorKind::IncompatibleRoomVersion(data) => {
+                        error.with("room_version", data.room_version.as_str())
+                    }
+                    _ => error,
+                }
+            }
+            _ => Self::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unknown,
+                "The other server failed",
+            ),
         }
     }
 }

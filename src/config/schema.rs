@@ -10,7 +10,7 @@ use super::{
     problem::Problem,
     tree::{Node, NodeValue, Origin},
 };
-use crate::units::{ByteSize, Period, Rate};
+use crate::units::{ByteSize, Network, Period, Rate};
 
 /// The JSON Schema of the whole configuration.
 pub fn schema() -> Value {
@@ -308,9 +308,7 @@ fn is_allowed(value: &Value, schema: Schema<'_>) -> bool {
         ("rate-limit", value) => {
             serde_json::from_value::<super::rate_limits::Limit>(value.clone()).is_ok()
         }
-        ("network", value) => {
-            serde_json::from_value::<super::sections::Network>(value.clone()).is_ok()
-        }
+        ("network", Value::String(text)) => text.parse::<Network>().is_ok(),
         ("bind", value) => serde_json::from_value::<super::sections::Bind>(value.clone()).is_ok(),
         _ => is_of_type(value, schema),
     }

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::units::{ByteSize, Period};
+use crate::units::{ByteSize, Network, Period};
 
 /// How the configuration itself is read.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -90,6 +90,8 @@ pub enum Bind {
 pub enum Resource {
     /// The client-server API and the well-known files.
     Client,
+    /// The server-server API, which other servers use.
+    Federation,
     /// Pages for browsers: the first account.
     Web,
     /// Prometheus metrics.
@@ -141,7 +143,12 @@ pub fn default_listeners() -> Vec<Listener> {
         Listener {
             bind: loopback(8008),
             tls: false,
-            resources: vec![Resource::Client, Resource::Web, Resource::Health],
+            resources: vec![
+                Resource::Client,
+                Resource::Federation,
+                Resource::Web,
+                Resource::Health,
+            ],
         },
         Listener {
             bind: loopback(9090),
@@ -232,82 +239,6 @@ impl ProxySection {
                 None
             }
         }
-    }
-}
-
-/// A range of addresses: `10.0.0.0/8`, `::1/128`, or one address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl Network {
-    fn contains(self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let shift = 32_u32.saturating_sub(self.prefix.into());
-                let mask = u32::MAX.checked_shl(shift).unwrap_or(0);
-                (network.to_bits() ^ address.to_bits()) & mask == 0
-            }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let shift = 128_u32.saturating_sub(self.prefix.into());
-                let mask = u128::MAX.checked_shl(shift).unwrap_or(0);
-                (network.to_bits() ^ address.to_bits()) & mask == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::str::FromStr for Network {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "expected an address or a range such as 10.0.0.0/8";
-        let (address, prefix) = match text.split_once('/') {
-            Some((address, prefix)) => (
-                address,
-                Some(prefix.parse::<u8>().map_err(|_error| EXPECTED)?),
-            ),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_error| EXPECTED)?;
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = prefix.unwrap_or(bits);
-        if prefix > bits {
-            Err(EXPECTED)
-        } else {
-            Ok(Self { address, prefix })
-        }
-    }
-}
-
-impl Serialize for Network {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}/{}", self.address, self.prefix))
-    }
-}
-
-impl<'de> Deserialize<'de> for Network {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
-}
-
-impl JsonSchema for Network {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Network".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(_generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "format": "network" })
     }
 }
 

@@ -188,7 +188,7 @@ pub(in crate::events) fn write_integer(number: i64, out: &mut Vec<u8>) {
 }
 
 /// Appends a string with its quotes. Only `"`, `\` and control characters are escaped, in their shortest form.
-pub(in crate::events) fn write_string(text: &str, out: &mut Vec<u8>) {
+pub fn write_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     if text.bytes().any(needs_escape) {
         text.bytes().for_each(|byte| write_escaped(byte, out));

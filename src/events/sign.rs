@@ -198,6 +198,11 @@ impl Signer {
         signatures::sign_json(self.server.as_str(), &self.key, object)
     }
 
+    /// The signature of an object that is canonical JSON already, in unpadded base64.
+    pub fn sign_canonical(&self, object: &[u8]) -> String {
+        STANDARD_NO_PAD.encode(self.key.sign(object).as_bytes())
+    }
+
     /// Adds our signature to an event of another server, made for us or to be vouched for (joins, invites, knocks).
     ///
     /// # Errors

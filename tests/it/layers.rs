@@ -9,6 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("telemetry", &["units"]),
     ("tasks", &["telemetry"]),
+    ("outbound", &["clock", "units", "telemetry", "tasks"]),
     ("storage", &["clock", "units", "telemetry", "tasks"]),
     ("events", &[]),
     ("accounts", &["clock", "units", "telemetry", "tasks", "storage", "events"]),
@@ -16,16 +17,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ephemeral", &["clock", "units", "telemetry", "tasks", "storage", "events", "accounts", "rooms"]),
     ("push", &["storage", "accounts"]),
     ("sync", &["clock", "units", "telemetry", "tasks", "storage", "events", "accounts", "rooms", "ephemeral"]),
-    ("config", &["units", "telemetry", "storage", "accounts", "rooms", "ephemeral", "sync"]),
-    ("server", &["clock", "telemetry", "tasks", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "config"]),
-    ("admin", &["clock", "telemetry", "tasks", "storage", "accounts", "rooms", "config", "server"]),
-    ("api", &["clock", "units", "telemetry", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "config", "server", "admin"]),
-    ("run", &["clock", "telemetry", "accounts", "tasks", "storage", "config", "server", "admin", "api"]),
+    ("federation", &["clock", "units", "telemetry", "tasks", "outbound", "storage", "events", "accounts", "rooms", "ephemeral"]),
+    ("config", &["units", "telemetry", "outbound", "storage", "accounts", "rooms", "ephemeral", "sync", "federation"]),
+    ("server", &["clock", "telemetry", "tasks", "outbound", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "federation", "config"]),
+    ("admin", &["clock", "telemetry", "tasks", "storage", "accounts", "rooms", "federation", "config", "server"]),
+    ("api", &["clock", "units", "telemetry", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "federation", "config", "server", "admin"]),
+    ("run", &["clock", "telemetry", "accounts", "tasks", "storage", "federation", "config", "server", "admin", "api"]),
     ("cli", &["clock", "units", "telemetry", "accounts", "config", "server", "admin", "run"]),
 ];
 
 /// Modules that name the `http` crate: nothing below them knows a status code.
-const KNOW_HTTP: &[&str] = &["api", "config"];
+const KNOW_HTTP: &[&str] = &["outbound", "federation", "api", "config"];
 
 #[test]
 fn the_table_points_downwards_only() {
