@@ -16,6 +16,7 @@ pub mod identity;
 mod member;
 mod membership;
 mod numbers;
+mod outside;
 mod page;
 mod profile;
 mod redact;
@@ -24,6 +25,7 @@ mod send;
 mod state;
 mod succession;
 mod summary;
+mod template;
 mod threads;
 mod timeline;
 mod unread;
@@ -55,6 +57,7 @@ pub use self::{
     member::{Extra, MembershipAction},
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
+    outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},
     page::{NoPlace, Page, PageQuery, Place},
     relations::{MAX_RELATION_DEPTH, RelationQuery},
     send::{NewEvent, Transaction},
@@ -123,6 +126,12 @@ pub enum Error {
     /// The account of a member could not be read.
     #[error(transparent)]
     Accounts(#[from] crate::accounts::Error),
+    /// A restricted join: this server does not know all the rooms whose members may join.
+    #[error("this server cannot tell whether the user may join")]
+    UnableToAuthorizeJoin,
+    /// A restricted join: the user may join, but nobody here may let them in.
+    #[error("no member of this server may let the user in")]
+    UnableToGrantJoin,
     /// A row is not in memory; only inside this module: the caller tries again with a snapshot.
     #[error("a row is not in memory")]
     NotInMemory,

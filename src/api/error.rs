@@ -344,6 +344,9 @@ impl From<rooms::Error> for Error {
             error @ E::DuplicateAnnotation => {
                 bad(ErrorCode::DuplicateAnnotation, error.to_string())
             }
+            error @ (E::UnableToAuthorizeJoin | E::UnableToGrantJoin) => {
+                Self::forbidden(error.to_string())
+            }
             E::AliasInUse => bad(ErrorCode::RoomInUse, "This alias is taken".to_owned()),
             E::Storage(error) => error.into(),
             E::Accounts(error) => error.into(),

@@ -15,9 +15,9 @@ pub const SERVED: [RoomVersionId; 7] = [
     RoomVersionId::V12,
 ];
 
-/// Versions in which new rooms can be created.
-pub const CREATABLE: [RoomVersionId; 3] =
-    [RoomVersionId::V10, RoomVersionId::V11, RoomVersionId::V12];
+/// Versions in which new rooms can be created: all that are served, as whoever asks for an old one has a reason (members on old servers).
+/// The default is one of the newer ones.
+pub const CREATABLE: [RoomVersionId; 7] = SERVED;
 
 static V6: RoomVersionRules = RoomVersionRules::V6;
 static V7: RoomVersionRules = RoomVersionRules::V7;

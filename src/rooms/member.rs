@@ -11,7 +11,7 @@ use ruma::{
     },
 };
 
-use super::{Class, Error, NewEvent, RoomNumber, RoomWriter, Rooms, StoredEvent};
+use super::{Class, Error, NewEvent, Residence, RoomNumber, RoomWriter, Rooms, StoredEvent};
 use crate::events::power::Level;
 
 /// Content keys that a client may add to a membership (`reason`, `third_party_signed`).
@@ -32,7 +32,7 @@ impl Rooms {
     /// Joins a room that this server is in; joining again changes nothing.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotAllowed`], [`Error::Forbidden`] if no rule of a restricted room lets the user in.
+    /// [`Error::NotFound`], [`Error::NotAllowed`], and those of [`Self::join_authorizer`].
     pub async fn join(&self, user: &UserId, room_id: &RoomId, extra: Extra) -> Result<(), Error> {
         let room = self.resident(room_id)?;
         let mut writer = self.write(room).await?;
@@ -46,7 +46,7 @@ impl Rooms {
             }
             return Ok(());
         }
-        if let Some(authorizer) = self.authorizer(&mut writer, user).await? {
+        if let Some(authorizer) = self.join_authorizer(&mut writer, user).await? {
             content.insert(
                 "join_authorised_via_users_server".to_owned(),
                 CanonicalJsonValue::String(authorizer.to_string()),
@@ -57,6 +57,14 @@ impl Rooms {
         drop(writer);
         sent.durable().await?;
         self.carry_settings(user, room).await
+    }
+
+    /// What follows a join through another server, when the room is here: the user's settings for the room's predecessor.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] for a room that is not here.
+    pub async fn settle_in(&self, user: &UserId, room_id: &RoomId) -> Result<(), Error> {
+        self.carry_settings(user, self.resident(room_id)?).await
     }
 
     /// Sets the membership of a user: leave, invite, ban, knock, and kick or unban by another's leave.
@@ -98,7 +106,7 @@ impl Rooms {
     }
 
     /// The invite of a user.
-    pub(super) async fn invite_event(
+    pub async fn invite_event(
         &self,
         sender: &UserId,
         target: &UserId,
@@ -121,7 +129,10 @@ impl Rooms {
 
     /// The membership event of an action. Name and avatar are those of the target's profile, except where somebody
     /// else ends the membership.
-    pub(super) async fn membership_event(
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn membership_event(
         &self,
         action: &MembershipAction,
     ) -> Result<NewEvent, Error> {
@@ -168,16 +179,21 @@ impl Rooms {
     }
 
     /// For a restricted room: a local member who may invite, if `user` is in a room that lets them in. `None` if the user
-    /// needs nobody (another join rule, or invited already).
+    /// needs nobody (another join rule, or invited or joined already).
     ///
-    /// Spec: c2s, "Restricted rooms".
-    async fn authorizer(
+    /// # Errors
+    /// [`Error::Forbidden`] if the user is in none of the rooms; [`Error::UnableToAuthorizeJoin`] if the user is in none that
+    /// this server knows, but there are others; [`Error::UnableToGrantJoin`] if nobody here may let the user in.
+    ///
+    /// Spec: c2s, "Restricted rooms"; s2s, "Restricted rooms".
+    pub async fn join_authorizer(
         &self,
         writer: &mut RoomWriter,
         user: &UserId,
     ) -> Result<Option<OwnedUserId>, Error> {
+        let membership = writer.membership(user).await?;
         if !writer.rules().authorization.restricted_join_rule
-            || writer.membership(user).await? == Some(Class::Invite)
+            || matches!(membership, Some(Class::Invite | Class::Join))
         {
             return Ok(None);
         }
@@ -187,37 +203,41 @@ impl Rooms {
         let Some(allowed) = allowed_rooms(&rules) else {
             return Ok(None);
         };
-        if !self.is_in_any(user, &allowed).await? {
-            return Err(Error::Forbidden(
-                "you are in none of the rooms whose members may join this one".into(),
-            ));
-        }
+        self.require_in_any(user, &allowed).await?;
         let found = self.local_inviter(writer).await?;
-        found.map(Some).ok_or(Error::Forbidden(
-            "no member of this server may let you in".into(),
-        ))
+        found.map(Some).ok_or(Error::UnableToGrantJoin)
     }
 
-    /// Whether a user is joined to one of the rooms.
-    async fn is_in_any(&self, user: &UserId, allowed: &[OwnedRoomId]) -> Result<bool, Error> {
-        let numbers: Vec<RoomNumber> = allowed
+    /// Refuses a user who is joined to none of the rooms.
+    async fn require_in_any(&self, user: &UserId, allowed: &[OwnedRoomId]) -> Result<(), Error> {
+        let known: Vec<RoomNumber> = allowed
             .iter()
+            .filter(|room_id| self.residence(room_id) != Residence::Away)
             .filter_map(|room_id| self.number(room_id))
             .collect();
-        let Some(user) = self.accounts.intern(&[user]).await?.first().copied() else {
-            return Ok(false);
-        };
-        let rooms = self.clone();
-        self.store
+        let knows_all = known.len() == allowed.len();
+        let (rooms, id) = (self.clone(), user.to_owned());
+        let is_in_any = self
+            .store
             .read(move |snapshot| -> Result<bool, Error> {
-                for room in numbers {
+                let Some(user) = rooms.accounts.user_number(snapshot, &id)? else {
+                    return Ok(false);
+                };
+                for room in known {
                     if rooms.is_joined(snapshot, user, room)? {
                         return Ok(true);
                     }
                 }
                 Ok(false)
             })
-            .await
+            .await?;
+        match (is_in_any, knows_all) {
+            (true, _) => Ok(()),
+            (false, false) => Err(Error::UnableToAuthorizeJoin),
+            (false, true) => Err(Error::Forbidden(
+                "you are in none of the rooms whose members may join this one".into(),
+            )),
+        }
     }
 
     /// A joined member of this server with the power to invite.

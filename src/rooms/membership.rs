@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ruma::{UserId, events::room::member::MembershipState};
 
-use super::{Error, RoomNumber, Rooms, ServerNumber};
+use super::{Error, RoomNumber, Rooms, ServerNumber, outside};
 use crate::{
     accounts::UserNumber,
     events::{EventNumber, StateNumber},
@@ -119,9 +119,6 @@ pub(super) struct MembershipChange {
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipChange) {
     if let Some(before) = change.before.filter(|before| *before != change.after) {
         batch.delete(&BY_ROOM, &(room, before, change.user));
-        if change.is_local {
-            batch.delete(&BY_USER, &(change.user, before, room));
-        }
     }
     let member = MemberRow {
         event: change.event,
@@ -135,24 +132,10 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipCha
         at,
     );
     if change.is_local {
-        let row = UserRow {
-            event: change.event,
-            forgotten: false,
-        };
-        batch.put_stamped(
-            &BY_USER,
-            &(change.user, change.after, room),
-            &Stamped(Position(0), row),
-            at,
-        );
-        match &change.stripped {
-            Some(stripped) => batch.put(&STRIPPED, &(change.user, room), stripped),
-            None if matches!(change.before, Some(Class::Invite | Class::Knock)) => {
-                batch.delete(&STRIPPED, &(change.user, room));
-            }
-            None => {}
-        }
-        batch.wake(Topic::User(change.user.0));
+        let place = (change.user, room);
+        insert_own(batch, place, change.after, change.event);
+        show(batch, place, change.stripped.as_deref());
+        outside::remove(batch, change.user, room);
     }
     let was_joined = change.before == Some(Class::Join);
     let is_joined = change.after == Class::Join;
@@ -162,6 +145,45 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipCha
             &(room, change.server),
             if is_joined { 1 } else { -1 },
         );
+    }
+}
+
+/// Adds the rows of a membership in a room that this server is not in, so that no event of the room is stored.
+pub(super) fn insert_outside(
+    batch: &mut Batch,
+    place: (UserNumber, RoomNumber),
+    class: Class,
+    stripped: Option<&str>,
+) {
+    insert_own(batch, place, class, EventNumber::default());
+    show(batch, place, stripped);
+}
+
+/// The row of a user of this server. Those of all other classes go: what the user was before may not have been told by
+/// the room's state, if this server was not in the room then.
+fn insert_own(
+    batch: &mut Batch,
+    (user, room): (UserNumber, RoomNumber),
+    class: Class,
+    event: EventNumber,
+) {
+    for other in Class::ALL.into_iter().filter(|other| *other != class) {
+        batch.delete(&BY_USER, &(user, other, room));
+    }
+    let row = UserRow {
+        event,
+        forgotten: false,
+    };
+    let at = PositionAt::Value(0);
+    batch.put_stamped(&BY_USER, &(user, class, room), &Stamped(Position(0), row), at);
+    batch.wake(Topic::User(user.0));
+}
+
+/// What an invited or knocking user is shown of the room.
+fn show(batch: &mut Batch, place: (UserNumber, RoomNumber), stripped: Option<&str>) {
+    match stripped {
+        Some(stripped) => batch.put(&STRIPPED, &place, &stripped.to_owned()),
+        None => batch.delete(&STRIPPED, &place),
     }
 }
 
@@ -354,6 +376,7 @@ impl Rooms {
             &(number, found.class, room),
             &Stamped(found.position, row),
         );
+        outside::remove(&mut batch, number, room);
         batch.wake(Topic::User(number.0));
         self.invalidate_user_rooms(&mut batch, number);
         batch.hold(turn);

@@ -167,6 +167,10 @@ impl RoomWriter {
             .expect("the head is held while no read is under way")
     }
 
+    pub(super) fn rooms(&self) -> Rooms {
+        self.rooms.clone()
+    }
+
     /// The room that this writes.
     pub fn room(&self) -> RoomNumber {
         self.head().room

@@ -240,13 +240,26 @@ impl Sync {
         let section = match last {
             Some(last) => self.left(view, (entry, room_id), &last)?,
             // This server is not in the room: there is nothing but the news itself.
-            None => Section::default(),
+            None => self.left_outside(view, entry)?,
         };
         begin_room(to, room_id);
         self.write_section(to, view, entry.room, &section)?;
         write_room_data(to, view, room_id, data);
         to.push(b'}');
         Ok(())
+    }
+
+    /// The end of a membership in a room that this server is not in, if an event brought it about.
+    fn left_outside(&self, view: &View<'_>, entry: &UserRoom) -> Result<Section, Error> {
+        let user = view.request.viewer.user;
+        let event = self
+            .inner
+            .rooms
+            .outside_event(view.snapshot, user, entry)?;
+        Ok(Section {
+            timeline: event.map(|event| Timeline::of(event, entry.class)),
+            state: Vec::new(),
+        })
     }
 
     fn left(

@@ -43,6 +43,23 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
+    /// A single event that has no place among others.
+    pub(super) fn of(event: Arc<StoredEvent>, membership: Class) -> Self {
+        let index = event.meta.index;
+        Self {
+            events: vec![event],
+            memberships: vec![membership],
+            is_limited: false,
+            has_gaps: false,
+            start: index,
+            first: index,
+            last: index,
+            before: RootNumber::default(),
+            after: RootNumber::default(),
+            range_start: RootNumber::default(),
+        }
+    }
+
     /// Whether others may relate to the events. A timeline reaches to the end of what the reader may see, and what relates to
     /// an event comes after it.
     pub(super) fn may_have_relations(&self) -> bool {

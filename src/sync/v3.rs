@@ -227,13 +227,13 @@ impl Sync {
             return Ok(());
         }
         let rooms = &self.inner.rooms;
+        let user = view.request.viewer.user;
         if entry.class == Class::Invite && !view.ignored.is_empty() {
-            let invite = rooms.event(view.snapshot, entry.room, entry.event)?;
-            if invite.is_some_and(|invite| view.ignored.contains(&invite.pdu.sender)) {
+            let inviter = rooms.sender_of_membership(view.snapshot, user, entry)?;
+            if inviter.is_some_and(|inviter| view.ignored.contains(&inviter)) {
                 return Ok(());
             }
         }
-        let user = view.request.viewer.user;
         let stripped = rooms.stripped_state(view.snapshot, user, entry.room)?;
         begin_room(to, room_id);
         write_text(to, name);

@@ -586,7 +586,15 @@ async fn capabilities_are_for_users_and_name_what_there_is() {
     assert_eq!(found["capabilities"]["m.change_password"]["enabled"], true);
     assert_eq!(
         found["capabilities"]["m.room_versions"]["available"],
-        json!({ "10": "stable", "11": "stable", "12": "stable" })
+        json!({
+            "6": "stable",
+            "7": "stable",
+            "8": "stable",
+            "9": "stable",
+            "10": "stable",
+            "11": "stable",
+            "12": "stable",
+        })
     );
     assert!(
         found["capabilities"]
