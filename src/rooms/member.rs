@@ -132,10 +132,7 @@ impl Rooms {
     ///
     /// # Errors
     /// If the store fails.
-    pub async fn membership_event(
-        &self,
-        action: &MembershipAction,
-    ) -> Result<NewEvent, Error> {
+    pub async fn membership_event(&self, action: &MembershipAction) -> Result<NewEvent, Error> {
         let mut content = action.extra.clone();
         content.insert(
             "membership".to_owned(),

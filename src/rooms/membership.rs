@@ -175,7 +175,12 @@ fn insert_own(
         forgotten: false,
     };
     let at = PositionAt::Value(0);
-    batch.put_stamped(&BY_USER, &(user, class, room), &Stamped(Position(0), row), at);
+    batch.put_stamped(
+        &BY_USER,
+        &(user, class, room),
+        &Stamped(Position(0), row),
+        at,
+    );
     batch.wake(Topic::User(user.0));
 }
 

@@ -292,8 +292,9 @@ impl Rooms {
         residence: Residence,
     ) -> Result<bool, Error> {
         let all = self.rooms_of(snapshot, user)?;
-        let is_open =
-            |entry: &&UserRoom| is_outside(entry) && matches!(entry.class, Class::Invite | Class::Knock);
+        let is_open = |entry: &&UserRoom| {
+            is_outside(entry) && matches!(entry.class, Class::Invite | Class::Knock)
+        };
         let has_open = all.iter().filter(is_open).any(|entry| entry.room == room);
         if !matches!(class, Class::Invite | Class::Knock) {
             // The invite may be of a time when this server was in the room.
@@ -307,7 +308,9 @@ impl Rooms {
             return Ok(false);
         }
         if !has_open && all.iter().filter(is_open).count() >= MAX_OUTSIDE_INVITES {
-            return Err(Error::Forbidden("the user has too many open invites".into()));
+            return Err(Error::Forbidden(
+                "the user has too many open invites".into(),
+            ));
         }
         Ok(true)
     }

@@ -94,7 +94,7 @@ impl Rooms {
     ///
     /// # Errors
     /// [`Error::NotFound`] if it is not.
-    pub fn version_of(&self, room: RoomNumber) -> Result<RoomVersionId, Error> {
+    pub fn room_version(&self, room: RoomNumber) -> Result<RoomVersionId, Error> {
         let published = self.published(room).ok_or(Error::NotFound)?;
         RoomVersionId::try_from(published.head.version.as_str())
             .map_err(|_invalid| Error::UnsupportedVersion)

@@ -252,10 +252,7 @@ impl Sync {
     /// The end of a membership in a room that this server is not in, if an event brought it about.
     fn left_outside(&self, view: &View<'_>, entry: &UserRoom) -> Result<Section, Error> {
         let user = view.request.viewer.user;
-        let event = self
-            .inner
-            .rooms
-            .outside_event(view.snapshot, user, entry)?;
+        let event = self.inner.rooms.outside_event(view.snapshot, user, entry)?;
         Ok(Section {
             timeline: event.map(|event| Timeline::of(event, entry.class)),
             state: Vec::new(),

@@ -50,8 +50,7 @@ fn change(class: Class, event: &Pdu, user: &UserId) -> OutsideChange {
         room_id: owned_room_id!("!far:away.org"),
         class,
         row: Outside::new("11", event, vec![owned_server_name!("away.org")]),
-        stripped: (class != Class::Leave)
-            .then(|| StrippedState::new([told].into_iter(), event)),
+        stripped: (class != Class::Leave).then(|| StrippedState::new([told].into_iter(), event)),
     }
 }
 
@@ -73,7 +72,12 @@ async fn an_invite_from_afar_is_shown_and_its_end_forgotten_when_the_user_wants(
     let zoe = user_id!("@zoe:away.org");
     let invite = member("invite", zoe, &alice());
 
-    assert!(rooms.set_outside(change(Class::Invite, &invite, &alice())).await.unwrap());
+    assert!(
+        rooms
+            .set_outside(change(Class::Invite, &invite, &alice()))
+            .await
+            .unwrap()
+    );
 
     assert_eq!(
         standing(&rooms, &alice()).await,
@@ -82,19 +86,30 @@ async fn an_invite_from_afar_is_shown_and_its_end_forgotten_when_the_user_wants(
     let number = rooms.accounts.intern(&[&alice()]).await.unwrap()[0];
     let room = rooms.number(&owned_room_id!("!far:away.org")).unwrap();
     let snapshot = rooms.store.snapshot().unwrap();
-    let shown = rooms.stripped_state(&snapshot, number, room).unwrap().unwrap();
+    let shown = rooms
+        .stripped_state(&snapshot, number, room)
+        .unwrap()
+        .unwrap();
     let shown: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(shown[0]["content"]["name"], "Far");
     assert_eq!(shown[1]["content"]["membership"], "invite");
     assert!(rooms.forget(&alice(), room).await.is_err());
 
     let leave = member("leave", &alice(), &alice());
-    assert!(rooms.set_outside(change(Class::Leave, &leave, &alice())).await.unwrap());
+    assert!(
+        rooms
+            .set_outside(change(Class::Leave, &leave, &alice()))
+            .await
+            .unwrap()
+    );
 
     let snapshot = rooms.store.snapshot().unwrap();
     assert_eq!(rooms.stripped_state(&snapshot, number, room).unwrap(), None);
     let entry = rooms.user_room(&snapshot, number, room).unwrap().unwrap();
-    let event = rooms.outside_event(&snapshot, number, &entry).unwrap().unwrap();
+    let event = rooms
+        .outside_event(&snapshot, number, &entry)
+        .unwrap()
+        .unwrap();
     assert_eq!(event.pdu.sender, alice());
     rooms.forget(&alice(), room).await.unwrap();
     assert_eq!(standing(&rooms, &alice()).await, None);
@@ -105,7 +120,12 @@ async fn who_has_no_invite_cannot_end_one() {
     let rooms = rooms().await;
     let leave = member("leave", &bob(), &bob());
 
-    assert!(!rooms.set_outside(change(Class::Leave, &leave, &bob())).await.unwrap());
+    assert!(
+        !rooms
+            .set_outside(change(Class::Leave, &leave, &bob()))
+            .await
+            .unwrap()
+    );
 
     assert_eq!(standing(&rooms, &bob()).await, None);
 }
@@ -116,8 +136,18 @@ async fn a_knock_that_is_answered_becomes_an_invite() {
     let knock = member("knock", &bob(), &bob());
     let invite = member("invite", user_id!("@zoe:away.org"), &bob());
 
-    assert!(rooms.set_outside(change(Class::Knock, &knock, &bob())).await.unwrap());
-    assert!(rooms.set_outside(change(Class::Invite, &invite, &bob())).await.unwrap());
+    assert!(
+        rooms
+            .set_outside(change(Class::Knock, &knock, &bob()))
+            .await
+            .unwrap()
+    );
+    assert!(
+        rooms
+            .set_outside(change(Class::Invite, &invite, &bob()))
+            .await
+            .unwrap()
+    );
 
     let (class, _) = standing(&rooms, &bob()).await.unwrap();
     assert_eq!(class, Class::Invite);
@@ -140,7 +170,10 @@ async fn in_a_room_that_is_here_its_own_events_count() {
     assert!(!rooms.set_outside(change).await.unwrap());
 
     rooms.join(&bob(), &room_id, Extra::new()).await.unwrap();
-    assert_eq!(rooms.residence(&owned_room_id!("!far:away.org")), Residence::Away);
+    assert_eq!(
+        rooms.residence(&owned_room_id!("!far:away.org")),
+        Residence::Away
+    );
 }
 
 #[test]
@@ -165,7 +198,10 @@ fn stripped_state_keeps_what_is_sound_within_its_limits() {
 
     assert!(stripped.as_str().len() <= MAX_STRIPPED_BYTES);
     let events: Vec<Value> = serde_json::from_str(stripped.as_str()).unwrap();
-    let kinds: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let kinds: Vec<_> = events
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
     assert_eq!(kinds, ["m.room.topic", "m.room.topic", "m.room.member"]);
     assert_eq!(events[2]["sender"], "@zoe:away.org");
 }

@@ -45,7 +45,10 @@ async fn a_template_has_the_place_in_the_graph_and_no_signature() {
         let cites_create = version != RoomVersionId::V12;
         let cited = event["auth_events"].as_array().map(Vec::len);
         assert_eq!(cited, Some(2 + usize::from(cites_create)));
-        assert_eq!((&event["hashes"], &event["signatures"]), (&Value::Null, &Value::Null));
+        assert_eq!(
+            (&event["hashes"], &event["signatures"]),
+            (&Value::Null, &Value::Null)
+        );
         drop(writer);
         assert_eq!(rooms.published(room).unwrap().head, before);
     }
@@ -61,7 +64,9 @@ async fn who_may_not_join_gets_no_template() {
     let room = rooms.resident(&room_id).unwrap();
     let mut writer = rooms.write(room).await.unwrap();
 
-    let refused = writer.template(member(user_id!("@zoe:away.org"), "join")).await;
+    let refused = writer
+        .template(member(user_id!("@zoe:away.org"), "join"))
+        .await;
 
     assert!(matches!(refused, Err(Error::NotAllowed(_))), "{refused:?}");
 }
@@ -82,10 +87,18 @@ async fn who_is_invited_is_shown_whole_events() {
         .iter()
         .map(|event| serde_json::from_str(event.get()).unwrap())
         .collect();
-    let kinds: Vec<_> = shown.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let kinds: Vec<_> = shown
+        .iter()
+        .map(|event| event["type"].as_str().unwrap())
+        .collect();
     assert_eq!(
         kinds,
-        ["m.room.create", "m.room.join_rules", "m.room.name", "m.room.member"]
+        [
+            "m.room.create",
+            "m.room.join_rules",
+            "m.room.name",
+            "m.room.member"
+        ]
     );
     assert!(shown.iter().all(|event| event["signatures"].is_object()));
 }
