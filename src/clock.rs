@@ -1,16 +1,19 @@
 //! Time and randomness as values: the only place that asks the system for either.
 //!
-//! A [`Clock`] is handed to whatever needs the time or a random number, so that a test can hold both still.
+//! A [`Clock`] is handed to whatever needs the time or a random number, so that a test can hold both still. Who waits for a
+//! moment waits here too ([`Clock::sleep`]): then a test moves the moment near.
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio::sync::Notify;
 
 const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
@@ -27,6 +30,55 @@ struct Manual {
     start_ms: u64,
     start: Instant,
     random: Option<Mutex<StdRng>>,
+    /// How many wait for each moment.
+    waits: Mutex<BTreeMap<u64, usize>>,
+    moved: Notify,
+}
+
+/// Somebody waits for a moment of a manual clock, as long as this is held.
+struct Wait<'a> {
+    manual: &'a Manual,
+    until_ms: u64,
+}
+
+impl Manual {
+    fn waits(&self) -> MutexGuard<'_, BTreeMap<u64, usize>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resolves when the clock stands at `until_ms` or later.
+    async fn reach(&self, until_ms: u64) {
+        let _wait = Wait::new(self, until_ms);
+        loop {
+            let moved = self.moved.notified();
+            tokio::pin!(moved);
+            // From here on no move is missed.
+            moved.as_mut().enable();
+            if self.now_ms.load(Ordering::SeqCst) >= until_ms {
+                return;
+            }
+            moved.await;
+        }
+    }
+}
+
+impl<'a> Wait<'a> {
+    fn new(manual: &'a Manual, until_ms: u64) -> Self {
+        *manual.waits().entry(until_ms).or_default() += 1;
+        Self { manual, until_ms }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.manual.waits();
+        if let Some(count) = waits.get_mut(&self.until_ms) {
+            *count -= 1;
+            if *count == 0 {
+                waits.remove(&self.until_ms);
+            }
+        }
+    }
 }
 
 impl Clock {
@@ -55,6 +107,8 @@ impl Clock {
             start_ms: now_ms,
             start: Instant::now(),
             random,
+            waits: Mutex::default(),
+            moved: Notify::new(),
         };
         Self {
             manual: Some(Arc::new(manual)),
@@ -99,7 +153,34 @@ impl Clock {
                 u64::try_from(by.as_millis()).unwrap_or(u64::MAX),
                 Ordering::SeqCst,
             );
+            manual.moved.notify_waiters();
         }
+    }
+
+    /// Resolves when so much time has passed. With a manual clock that is when the clock has been moved so far, and at once
+    /// for no time at all.
+    pub async fn sleep(&self, time: Duration) {
+        match &self.manual {
+            Some(manual) => {
+                let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+                manual.reach(self.now_ms().saturating_add(time_ms)).await;
+            }
+            None => tokio::time::sleep(time).await,
+        }
+    }
+
+    /// Resolves when it is `until_ms`, in milliseconds since the Unix epoch; at once if that is past. The span is taken
+    /// at the start: setting the machine's clock meanwhile changes nothing.
+    pub async fn sleep_until(&self, until_ms: u64) {
+        let left_ms = until_ms.saturating_sub(self.now_ms());
+        self.sleep(Duration::from_millis(left_ms)).await;
+    }
+
+    /// The first moment that anybody waits for, in milliseconds since the Unix epoch: where a test moves a manual clock to
+    /// when all is quiet. `None` if nobody waits, and with the clock of the machine.
+    pub fn next_wait(&self) -> Option<u64> {
+        let manual = self.manual.as_ref()?;
+        manual.waits().keys().next().copied()
     }
 
     /// Fills `bytes` with randomness fit for keys.
