@@ -2,7 +2,11 @@
 //!
 //! Receipts are stored, but their commits do not wait for the disk. Typing and presence live in memory only; their changes
 //! are counted by one counter of this process, which stands beside the position in sync tokens ([`Volatile`]).
+//!
+//! What users of this server do is also kept for other servers, if somebody takes it ([`Ephemeral::watch_local`]); what
+//! other servers tell of theirs comes in by functions named `remote_…`, whose callers have checked who says it.
 
+mod outbox;
 mod presence;
 mod receipts;
 mod typing;
@@ -21,8 +25,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 pub use self::{
-    presence::{PresenceContent, PresenceEvent, Syncing},
-    receipts::{NewReceipt, ReceiptContent, ReceiptKind, ReceiptThread, Receipts},
+    outbox::{LocalChanges, LocalPresence, LocalTyping},
+    presence::{PresenceContent, PresenceEvent, RemotePresence, Syncing},
+    receipts::{
+        LOG_RECEIPT, LocalReceipt, NewReceipt, ReceiptContent, ReceiptKind, ReceiptPlace,
+        ReceiptThread, Receipts, RemoteReceipt,
+    },
 };
 use crate::{
     accounts::{self, Accounts, UserNumber},
@@ -44,6 +52,11 @@ pub struct Config {
     pub idle_after: Period,
     /// So long after the last sync has ended, a user counts as offline. Default `"60s"`.
     pub offline_after: Period,
+    /// Whether other servers may tell who of their users is online. Default false.
+    pub federate_in: bool,
+    /// Whether other servers are told who is online, of users who share a room with theirs. Costs a request to each of
+    /// those servers whenever somebody comes or goes. Default false.
+    pub federate_out: bool,
 }
 
 impl Default for Config {
@@ -52,6 +65,8 @@ impl Default for Config {
             enabled: true,
             idle_after: Period::from_secs(300),
             offline_after: Period::from_secs(60),
+            federate_in: false,
+            federate_out: false,
         }
     }
 }
@@ -139,6 +154,7 @@ struct Inner {
     receipts: receipts::State,
     typing: typing::State,
     presence: presence::State,
+    outbox: outbox::State,
     /// Something was put on the clock: typing that will end, presence to be told.
     pending: Notify,
 }
@@ -160,6 +176,7 @@ impl Ephemeral {
             receipts: receipts::State::new(store.position()),
             typing: typing::State::default(),
             presence: presence::State::default(),
+            outbox: outbox::State::default(),
             pending: Notify::new(),
             store,
             clock,

@@ -3,7 +3,10 @@
 //! A user is here from the first request that says something about the presence. Others are told of a change when the task
 //! of [`Ephemeral::run`] has given it a number, so that many changes at once are one answer to each who waits.
 //!
-//! Spec: c2s, "Presence". `busy` is MSC3026.
+//! Users of other servers are here as those servers tell of them, each with the rooms that they shared with users of this
+//! server at that time.
+//!
+//! Spec: c2s, "Presence"; s2s, "Presence". `busy` is MSC3026.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,10 +17,10 @@ use std::{
 use ruma::{OwnedUserId, UserId, presence::PresenceState};
 use serde::Serialize;
 
-use super::{Ephemeral, Error, Volatile, Who};
+use super::{Ephemeral, Error, LocalPresence, Volatile, Who};
 use crate::{
     accounts::UserNumber,
-    rooms::Class,
+    rooms::{Class, RoomNumber},
     storage::{self, Snapshot, Topic},
 };
 
@@ -26,6 +29,12 @@ const BUSY: &str = "org.matrix.msc3026.busy";
 /// So long after the last request a user counts as active.
 const ACTIVE_MS: u64 = 60_000;
 const MAX_STATUS_BYTES: usize = 1_024;
+/// A user of another server of whom nothing was heard for so long counts as offline.
+const REMOTE_TIMEOUT_MS: u64 = 30 * 60_000;
+/// So often other servers are told of somebody whose presence stays as it is.
+const TOLD_AGAIN_MS: u64 = 25 * 60_000;
+/// Users that are remembered; beyond them nobody of another server is added.
+const MAX_USERS: usize = 100_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
@@ -43,6 +52,14 @@ impl Presence {
             "busy" | BUSY => Some(Self::Busy),
             "offline" => Some(Self::Offline),
             _ => None,
+        }
+    }
+
+    /// The state that servers tell each other: the specification has three.
+    const fn federated(self) -> &'static str {
+        match self {
+            Self::Busy => Self::Online.name(),
+            other => other.name(),
         }
     }
 
@@ -86,6 +103,31 @@ struct Entry {
     /// The last change that the user made by hand: other devices of the user are told of those only.
     by_hand: u64,
     is_untold_by_hand: bool,
+    /// When other servers were told of it last, in milliseconds since the Unix epoch.
+    told_out: u64,
+    /// Of users of other servers.
+    remote: Option<Remote>,
+}
+
+/// What is known of a user of another server.
+#[derive(Debug, Default)]
+struct Remote {
+    /// The last word of the server about the user, in milliseconds since the Unix epoch.
+    heard: u64,
+    /// Rooms with users of this server, in order.
+    rooms: Vec<RoomNumber>,
+}
+
+/// What another server tells of one of its users.
+#[derive(Clone, Debug)]
+pub struct RemotePresence {
+    pub user: Who,
+    pub state: PresenceState,
+    pub status: Option<String>,
+    /// Milliseconds.
+    pub active_ago_ms: u64,
+    /// The rooms that the user is in.
+    pub rooms: Vec<RoomNumber>,
 }
 
 /// What others see of a user.
@@ -146,7 +188,32 @@ impl Users {
             is_untold: false,
             by_hand: 0,
             is_untold_by_hand: false,
+            told_out: 0,
+            remote: None,
         })
+    }
+
+    fn note_remote(&mut self, told: RemotePresence, now: u64) {
+        let number = told.user.number;
+        let is_known = self.entries.contains_key(&number);
+        let Some(presence) = Presence::parse(&told.state) else {
+            return;
+        };
+        if !is_known && (self.entries.len() >= MAX_USERS || presence == Presence::Offline) {
+            return;
+        }
+        let fits = |status: &String| status.len() <= MAX_STATUS_BYTES;
+        let status = told.status.filter(fits);
+        let entry = self.entry(&told.user);
+        entry.active = now.saturating_sub(told.active_ago_ms);
+        let is_changed = entry.presence != presence || entry.status != status;
+        entry.presence = presence;
+        entry.status = status;
+        let rooms = told.rooms;
+        entry.remote = Some(Remote { heard: now, rooms });
+        if is_changed {
+            self.changed(number);
+        }
     }
 
     /// Queues a change to be told.
@@ -168,6 +235,20 @@ impl Entry {
             last_active_ago: (self.active > 0).then_some(ago),
             status_msg: self.status.clone(),
             currently_active: (self.presence == Presence::Online).then_some(ago < ACTIVE_MS),
+        }
+    }
+
+    /// As other servers are told of it; they count as told.
+    fn tell_out(&mut self, number: UserNumber, now: u64) -> LocalPresence {
+        self.told_out = now;
+        let content = self.content(now);
+        LocalPresence {
+            number,
+            user: self.id.clone(),
+            state: self.presence.federated(),
+            status: content.status_msg,
+            active_ago_ms: content.last_active_ago.unwrap_or(0),
+            is_active: content.currently_active.unwrap_or(false),
         }
     }
 
@@ -216,6 +297,28 @@ impl Ephemeral {
         Ok(())
     }
 
+    /// Notes what another server tells of its users. The caller has seen that they are its users and that they are in the
+    /// rooms.
+    ///
+    /// Spec: s2s, "Presence".
+    pub fn remote_presence(&self, told: Vec<RemotePresence>) {
+        if !self.inner.config.enabled || !self.inner.config.federate_in {
+            return;
+        }
+        let now = self.inner.clock.now_ms();
+        let mut users = self.inner.presence.lock();
+        for presence in told {
+            users.note_remote(presence, now);
+        }
+        drop(users);
+        self.inner.pending.notify_one();
+    }
+
+    /// Whether presence of other servers' users is taken.
+    pub fn takes_presence(&self) -> bool {
+        self.inner.config.enabled && self.inner.config.federate_in
+    }
+
     /// Notes that `user` syncs, with what the client says of the presence. `None` if the sync says nothing about it.
     ///
     /// Spec: c2s, "Syncing", `set_presence`.
@@ -259,7 +362,7 @@ impl Ephemeral {
         let number = move |snapshot: &Snapshot| -> Result<UserNumber, Error> {
             let number = this.inner.accounts.user_number(snapshot, &id)?;
             let number = number.ok_or(Error::NotShared)?;
-            match this.share_room(snapshot, reader, number)? {
+            match this.may_see(snapshot, reader, number)? {
                 true => Ok(number),
                 false => Err(Error::NotShared),
             }
@@ -292,11 +395,35 @@ impl Ephemeral {
         let found = self.presence_changes(reader, since, newly_shared);
         let mut events = Vec::with_capacity(found.len());
         for (user, event) in found {
-            if self.share_room(snapshot, reader, user)? {
+            if self.may_see(snapshot, reader, user)? {
                 events.push(event);
             }
         }
         Ok(events)
+    }
+
+    /// Whether `reader` is in a room with `user`, who may be of another server.
+    fn may_see(
+        &self,
+        snapshot: &Snapshot,
+        reader: UserNumber,
+        user: UserNumber,
+    ) -> Result<bool, Error> {
+        let Some(rooms) = self.rooms_of_remote(user) else {
+            return self.share_room(snapshot, reader, user);
+        };
+        let of_reader = self.inner.rooms.rooms_of(snapshot, reader)?;
+        let mut joined = of_reader
+            .iter()
+            .take_while(|room| room.class == Class::Join);
+        Ok(joined.any(|room| rooms.binary_search(&room.room).is_ok()))
+    }
+
+    /// The rooms of a user of another server.
+    fn rooms_of_remote(&self, user: UserNumber) -> Option<Vec<RoomNumber>> {
+        let users = self.inner.presence.lock();
+        let remote = users.entries.get(&user)?.remote.as_ref()?;
+        Some(remote.rooms.clone())
     }
 
     fn presence_changes(
@@ -349,12 +476,16 @@ impl Ephemeral {
         if told.is_empty() {
             return Ok(false);
         }
-        let rooms = self.inner.rooms.clone();
+        let this = self.clone();
         let topics = move |snapshot: &Snapshot| -> Result<Vec<Topic>, Error> {
             let mut topics = Vec::new();
             for user in told {
                 topics.push(Topic::User(user.0));
-                let joined = rooms.rooms_of(snapshot, user)?;
+                if let Some(rooms) = this.rooms_of_remote(user) {
+                    topics.extend(rooms.iter().map(|room| Topic::Room(room.0)));
+                    continue;
+                }
+                let joined = this.inner.rooms.rooms_of(snapshot, user)?;
                 let joined = joined.iter().take_while(|room| room.class == Class::Join);
                 topics.extend(joined.map(|room| Topic::Room(room.room.0)));
             }
@@ -371,6 +502,9 @@ impl Ephemeral {
     }
 
     fn number_changes(&self) -> Vec<UserNumber> {
+        let now = self.inner.clock.now_ms();
+        let is_told_out = self.inner.config.federate_out && self.inner.outbox.is_watched();
+        let mut out = Vec::new();
         let mut users = self.inner.presence.lock();
         let changed = std::mem::take(&mut users.untold);
         for user in &changed {
@@ -383,9 +517,14 @@ impl Ephemeral {
             if std::mem::take(&mut entry.is_untold_by_hand) {
                 entry.by_hand = number;
             }
+            if is_told_out && entry.remote.is_none() {
+                out.push(entry.tell_out(*user, now));
+            }
             users.told.remove(&before);
             users.told.insert(number, *user);
         }
+        drop(users);
+        self.tell_presence_out(out);
         changed
     }
 
@@ -395,13 +534,19 @@ impl Ephemeral {
         let millis = |period: Duration| u64::try_from(period.as_millis()).unwrap_or(u64::MAX);
         let (idle, offline) = (millis(config.idle_after.0), millis(config.offline_after.0));
         let now = self.inner.clock.now_ms();
+        let is_told_out = config.federate_out && self.inner.outbox.is_watched();
+        let mut out = Vec::new();
         let mut users = self.inner.presence.lock();
         let mut ended = Vec::new();
         let mut is_anybody_here = false;
         for (user, entry) in &mut users.entries {
             let seen = entry.synced.max(entry.active);
+            let heard = entry.remote.as_ref().map(|remote| remote.heard);
+            let is_lost = heard.is_some_and(|heard| now.saturating_sub(heard) >= REMOTE_TIMEOUT_MS);
             let after = match entry.presence {
                 Presence::Offline => continue,
+                _ if is_lost => Presence::Offline,
+                as_it_is if heard.is_some() => as_it_is,
                 _ if entry.syncs == 0 && now.saturating_sub(seen) >= offline => Presence::Offline,
                 Presence::Online if now.saturating_sub(entry.active) >= idle => {
                     Presence::Unavailable
@@ -409,6 +554,10 @@ impl Ephemeral {
                 as_it_is => as_it_is,
             };
             is_anybody_here |= after != Presence::Offline;
+            let is_old = now.saturating_sub(entry.told_out) >= TOLD_AGAIN_MS;
+            if is_told_out && heard.is_none() && is_old && after == entry.presence {
+                out.push(entry.tell_out(*user, now));
+            }
             if after != entry.presence {
                 entry.presence = after;
                 ended.push(*user);
@@ -418,6 +567,8 @@ impl Ephemeral {
             users.changed(user);
             self.inner.pending.notify_one();
         }
+        drop(users);
+        self.tell_presence_out(out);
         let pause = (config.offline_after.0 / 4).max(super::PACE / 4);
         is_anybody_here.then_some(pause)
     }

@@ -3,10 +3,10 @@
 //! Of each user, thread and kind the newest receipt is kept; an index by position answers what is new in a room since a sync
 //! token. What a receipt means for unread counts is written by `rooms` into the same batch.
 //!
-//! Spec: c2s, "Receipts", "Fully read markers".
+//! Spec: c2s, "Receipts", "Fully read markers"; s2s, "Receipts".
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{PoisonError, RwLock},
 };
 
@@ -27,7 +27,7 @@ static BY_POSITION: Table<(RoomNumber, Position, UserNumber, u32, u8), ()> =
     Table::new("receipts_by_position", Family::Timeline, b'q');
 
 /// Kind of the log entry of a receipt: room, user, thread u32, kind u8.
-const LOG_RECEIPT: u8 = 3;
+pub const LOG_RECEIPT: u8 = 3;
 /// Receipts of a room that are told to somebody who knows none.
 const MAX_CURRENT: usize = 1_000;
 
@@ -71,6 +71,62 @@ pub struct NewReceipt {
     pub kind: ReceiptKind,
     pub event: OwnedEventId,
     pub thread: ReceiptThread,
+}
+
+/// A receipt of a user of another server, who is in the room.
+#[derive(Clone, Debug)]
+pub struct RemoteReceipt {
+    pub user: UserNumber,
+    pub new: NewReceipt,
+    /// Milliseconds since the Unix epoch.
+    pub ts: u64,
+}
+
+/// Which receipt an entry of the log is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReceiptPlace {
+    pub room: RoomNumber,
+    pub user: UserNumber,
+    pub thread: u32,
+    pub kind: ReceiptKind,
+}
+
+impl ReceiptPlace {
+    const BYTES: usize = 13;
+
+    pub(super) fn encode(self) -> [u8; Self::BYTES] {
+        let mut payload = [0; Self::BYTES];
+        for (to, from) in payload
+            .chunks_mut(4)
+            .zip([self.room.0, self.user.0, self.thread])
+        {
+            to.copy_from_slice(&from.to_be_bytes());
+        }
+        payload[12] = self.kind as u8;
+        payload
+    }
+
+    /// What the payload of an entry of kind [`LOG_RECEIPT`] says.
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        let (room, rest) = payload.split_first_chunk()?;
+        let (user, rest) = rest.split_first_chunk()?;
+        let (thread, kind) = rest.split_first_chunk()?;
+        Some(Self {
+            room: RoomNumber(u32::from_be_bytes(*room)),
+            user: UserNumber(u32::from_be_bytes(*user)),
+            thread: u32::from_be_bytes(*thread),
+            kind: ReceiptKind::of(*kind.first()?),
+        })
+    }
+}
+
+/// A receipt as it stands now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalReceipt {
+    pub event: OwnedEventId,
+    pub ts: u64,
+    /// As clients write it.
+    pub thread: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -176,22 +232,21 @@ impl Ephemeral {
         // Two may move the same marker: the last write is the one that counts.
         placed.sort_by_key(|(_, place)| place.event.meta.index);
         for (receipt, place) in &placed {
-            self.put_receipt(snapshot, &mut batch, (change.user, room), (receipt, place))?;
+            let placed = (*receipt, place, self.inner.clock.now_ms());
+            if self.put_receipt(snapshot, &mut batch, (change.user, room), placed)? {
+                let (user, place) = ((change.user, room), (place.thread, &*place.event));
+                let rooms = &self.inner.rooms;
+                rooms.read_up_to(snapshot, &mut batch, user, place)?;
+            }
         }
         let is_new = !batch.is_empty();
         if is_new {
-            batch.relaxed();
             let is_seen = |receipt: &NewReceipt| receipt.kind == ReceiptKind::Public;
-            batch.wake(match change.receipts.iter().any(is_seen) {
+            let topic = match change.receipts.iter().any(is_seen) {
                 true => Topic::Room(room.0),
                 false => Topic::User(change.user.0),
-            });
-            let this = self.clone();
-            batch.before_publish(move |position| {
-                let last = &this.inner.receipts.last;
-                let mut last = last.write().unwrap_or_else(PoisonError::into_inner);
-                last.insert(room, position);
-            });
+            };
+            self.announce_receipts(&mut batch, room, topic);
         }
         let marker = match &change.fully_read {
             Some(event) => self.new_marker(snapshot, (change.user, room), event)?,
@@ -202,6 +257,79 @@ impl Ephemeral {
             batch: is_new.then_some(batch),
             marker,
         })
+    }
+
+    fn announce_receipts(&self, batch: &mut Batch, room: RoomNumber, topic: Topic) {
+        batch.relaxed();
+        batch.wake(topic);
+        let this = self.clone();
+        batch.before_publish(move |position| {
+            let last = &this.inner.receipts.last;
+            let mut last = last.write().unwrap_or_else(PoisonError::into_inner);
+            last.insert(room, position);
+        });
+    }
+
+    /// Notes how far users of other servers have read. The caller has seen that they are in the room. Answers which receipts
+    /// are about events that this server does not know, maybe not yet.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn remote_receipts(
+        &self,
+        room: RoomNumber,
+        receipts: Vec<RemoteReceipt>,
+    ) -> Result<Vec<RemoteReceipt>, Error> {
+        let users: BTreeSet<UserNumber> = receipts.iter().map(|receipt| receipt.user).collect();
+        let mut turns = Vec::with_capacity(users.len());
+        // In the order of their numbers: who takes several turns never waits in a circle.
+        for user in users {
+            turns.push(self.inner.receipts.turns.lock(user).await);
+        }
+        let this = self.clone();
+        let prepare = move |snapshot: &Snapshot| -> Result<_, Error> {
+            let mut batch = Batch::new();
+            let mut unknown = Vec::new();
+            let mut placed = Vec::with_capacity(receipts.len());
+            for receipt in receipts {
+                match this.place(snapshot, room, &receipt.new) {
+                    Ok(place) => placed.push((receipt, place)),
+                    Err(Error::UnknownEvent) => unknown.push(receipt),
+                    Err(Error::WrongThread) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            placed.sort_by_key(|(_, place)| place.event.meta.index);
+            for (receipt, place) in &placed {
+                let (user, placed) = ((receipt.user, room), (&receipt.new, place, receipt.ts));
+                this.put_receipt(snapshot, &mut batch, user, placed)?;
+            }
+            Ok((batch, unknown))
+        };
+        let (mut batch, unknown) = self.inner.store.read(prepare).await?;
+        if !batch.is_empty() {
+            self.announce_receipts(&mut batch, room, Topic::Room(room.0));
+            batch.hold(turns);
+            self.inner.store.submit(batch).await?;
+        }
+        Ok(unknown)
+    }
+
+    /// The receipt at a place, as it stands now.
+    pub fn receipt_at(
+        &self,
+        snapshot: &Snapshot,
+        place: ReceiptPlace,
+    ) -> Result<Option<LocalReceipt>, Error> {
+        let key = (place.user, place.room, place.thread, place.kind as u8);
+        let row = snapshot.get(&RECEIPTS, &key)?;
+        Ok(row.and_then(|Stamped(_, row)| {
+            Some(LocalReceipt {
+                event: OwnedEventId::try_from(row.event).ok()?,
+                ts: row.ts,
+                thread: row.thread,
+            })
+        }))
     }
 
     /// The event and the thread that a receipt names.
@@ -239,27 +367,27 @@ impl Ephemeral {
             .ok_or(Error::UnknownEvent)
     }
 
-    /// Adds a receipt, unless a newer one is there.
+    /// Adds a receipt with its time, unless a newer one is there; then it answers false.
     fn put_receipt(
         &self,
         snapshot: &Snapshot,
         batch: &mut Batch,
         (user, room): (UserNumber, RoomNumber),
-        (receipt, place): (&NewReceipt, &Place),
-    ) -> Result<(), Error> {
+        (receipt, place, ts): (&NewReceipt, &Place, u64),
+    ) -> Result<bool, Error> {
         let (thread, kind) = (place.thread.key(), receipt.kind as u8);
         let key = (user, room, thread, kind);
         let index = place.event.meta.index;
         if let Some(Stamped(position, before)) = snapshot.get(&RECEIPTS, &key)? {
             if before.index >= index {
-                return Ok(());
+                return Ok(false);
             }
             batch.delete(&BY_POSITION, &(room, position, user, thread, kind));
         }
         let row = ReceiptRow {
             event: receipt.event.to_string(),
             index,
-            ts: self.inner.clock.now_ms(),
+            ts,
             thread: match &receipt.thread {
                 ReceiptThread::Unthreaded => None,
                 ReceiptThread::Main => Some("main".to_owned()),
@@ -270,14 +398,14 @@ impl Ephemeral {
         batch.put_stamped(&RECEIPTS, &key, &Stamped(Position::default(), row), at);
         let key = (room, Position::default(), user, thread, kind);
         batch.put_stamped(&BY_POSITION, &key, &(), PositionAt::Key(4));
-        let mut payload = [0; 13];
-        for (to, from) in payload.chunks_mut(4).zip([room.0, user.0, thread]) {
-            to.copy_from_slice(&from.to_be_bytes());
-        }
-        payload[12] = kind;
-        batch.log(LOG_RECEIPT, &payload);
-        let rooms = &self.inner.rooms;
-        Ok(rooms.read_up_to(snapshot, batch, (user, room), (place.thread, &place.event))?)
+        let place = ReceiptPlace {
+            room,
+            user,
+            thread,
+            kind: receipt.kind,
+        };
+        batch.log(LOG_RECEIPT, &place.encode());
+        Ok(true)
     }
 
     /// The new place of the marker of what is fully read, unless it is there or further already.
