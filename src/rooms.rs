@@ -16,6 +16,7 @@ pub mod identity;
 mod member;
 mod membership;
 mod numbers;
+mod outgoing;
 mod outside;
 mod page;
 mod profile;
@@ -57,6 +58,7 @@ pub use self::{
     member::{Extra, MembershipAction},
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
+    outgoing::Outgoing,
     outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},
     page::{NoPlace, Page, PageQuery, Place},
     relations::{MAX_RELATION_DEPTH, RelationQuery},

@@ -98,6 +98,8 @@ pub mod flag {
     pub const STUB: u32 = 1 << 12;
     pub const HIDDEN: u32 = 1 << 13;
     pub const STICKY: u32 = 1 << 14;
+    /// Another server gave it to this one to be sent on to all: a join, leave or knock.
+    pub const RELAYED: u32 = 1 << 15;
 }
 
 /// How an event relates to another (`rel` in `em` and in relation rows).

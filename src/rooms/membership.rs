@@ -214,6 +214,34 @@ pub(super) fn server_counts(
         .collect()
 }
 
+/// Those of `rooms` where the server has joined members, in their order.
+pub(super) fn rooms_with(
+    snapshot: &Snapshot,
+    rooms: &[RoomNumber],
+    server: ServerNumber,
+) -> Result<Vec<RoomNumber>, Error> {
+    let keys: Vec<_> = rooms.iter().map(|room| (*room, server)).collect();
+    let counts = snapshot.get_many(&SERVERS, &keys)?;
+    let joined = rooms.iter().zip(counts);
+    let joined = joined.filter(|(_, count)| matches!(count, Some(Counter(1..))));
+    Ok(joined.map(|(room, _)| *room).collect())
+}
+
+/// Those of `rooms` to which the user is joined, in their order.
+pub(super) fn joined_among(
+    snapshot: &Snapshot,
+    user: UserNumber,
+    rooms: &[RoomNumber],
+) -> Result<Vec<RoomNumber>, Error> {
+    let keys: Vec<_> = rooms
+        .iter()
+        .map(|room| (*room, Class::Join, user))
+        .collect();
+    let rows = snapshot.get_many(&BY_ROOM, &keys)?;
+    let joined = rooms.iter().zip(rows).filter(|(_, row)| row.is_some());
+    Ok(joined.map(|(room, _)| *room).collect())
+}
+
 /// Every row of a user for a room; more than one is a fault.
 pub(super) fn rows_of(
     snapshot: &Snapshot,

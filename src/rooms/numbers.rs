@@ -230,6 +230,10 @@ impl Numbers {
         self.names().rooms.names.get(&room).cloned()
     }
 
+    pub(super) fn server(&self, name: &ServerName) -> Option<ServerNumber> {
+        self.names().servers.numbers.get(name).copied()
+    }
+
     pub(super) fn server_name(&self, server: ServerNumber) -> Option<OwnedServerName> {
         self.names().servers.names.get(&server).cloned()
     }

@@ -81,6 +81,15 @@ pub(super) fn rows(
     rows.map(|row| Ok(row.map(|((_, Index(index)), row)| (index, row))?))
 }
 
+/// Every row of a timeline, newest first.
+pub(super) fn rows_backward(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+) -> impl Iterator<Item = Result<(i64, TimelineRow), Error>> {
+    let rows = snapshot.scan(TIMELINE.prefix(&(room,)), Order::Backward);
+    rows.map(|row| Ok(row.map(|((_, Index(index)), row)| (index, row))?))
+}
+
 /// The newest rows of a timeline, oldest first, as far as they came since the start of the process: what nearly all readers
 /// ask for, without a look at the store.
 #[derive(Clone, Debug, Default)]

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Kind of the log entry of an event; engine.md section 10.
-const LOG_EVENT: u8 = 1;
+pub(super) const LOG_EVENT: u8 = 1;
 
 /// The writer of a room. Holding it is the permission to write; dropping it gives the room to the next.
 pub struct RoomWriter {
@@ -457,6 +457,14 @@ fn log_entry(room: RoomNumber, event: EventNumber) -> [u8; 8] {
     payload[..4].copy_from_slice(&room.0.to_be_bytes());
     payload[4..].copy_from_slice(&event.0.to_be_bytes());
     payload
+}
+
+/// What the payload of a log entry of kind [`LOG_EVENT`] says.
+pub(super) fn read_log_entry(payload: &[u8]) -> Option<(RoomNumber, EventNumber)> {
+    let (room, event) = payload.split_first_chunk()?;
+    let room = RoomNumber(u32::from_be_bytes(*room));
+    let event = EventNumber(u32::from_be_bytes(event.try_into().ok()?));
+    Some((room, event))
 }
 
 impl Rooms {
