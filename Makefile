@@ -84,6 +84,10 @@ binary: system
 clients: binary ## Unmodified clients against this server.
 	@if [ -x tests/clients/run ]; then HEARTH=$(abspath $(TARGET))/debug/hearth tests/clients/run; fi
 
+.PHONY: interop
+interop: binary ## Federation with Synapse and with itself; FULL=1 for the full sizes.
+	HEARTH=$(abspath $(TARGET))/debug/hearth tests/interop/run $(if $(FULL),--full)
+
 .PHONY: crash
 crash: system ## The crash test with 200 kills; `make unit` has 20.
 	HEARTH_CRASH_ROUNDS=200 cargo test --test it faults::
