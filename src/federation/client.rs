@@ -251,11 +251,14 @@ impl Wire {
                     .route(server)
                     .await
                     .map_err(|error| unreachable(server, error))?;
-                discovery
+                let answer = discovery
                     .outbound()
                     .request(&route.target, request, limits)
-                    .await
-                    .map_err(|error| failed(server, error))
+                    .await;
+                answer.map_err(|error| {
+                    discovery.forget(server);
+                    failed(server, error)
+                })
             }
             Self::Simulated(simulated) => {
                 let answer = simulated(server.to_owned(), request)

@@ -4,7 +4,14 @@
 
 mod well_known;
 
-use ruma::ServerName;
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lru::LruCache;
+use ruma::{OwnedServerName, ServerName};
 
 use self::well_known::WellKnown;
 pub use self::well_known::{Delegation, file as well_known_file};
@@ -15,8 +22,13 @@ use crate::{
 
 /// The port of servers that name none.
 const DEFAULT_PORT: u16 = 8448;
-/// The service names in the order they are looked up; the second is deprecated.
-const SERVICES: [&str; 2] = ["_matrix-fed._tcp", "_matrix._tcp"];
+/// How long a service may be looked up. Networks without DNS, or with a broken one, must not cost every request more.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Servers whose routes are remembered.
+const MAX_ROUTES: NonZeroUsize = NonZeroUsize::new(10_000).expect("it is not zero");
+/// How long a route is remembered; longer when DNS did not answer, since asking it is slow then.
+const ROUTE_LIFETIME: Duration = Duration::from_secs(60);
+const UNSURE_ROUTE_LIFETIME: Duration = Duration::from_secs(5 * 60);
 
 /// The rule by which a place was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +67,35 @@ pub struct Route {
     pub target: Target,
 }
 
-/// Finds servers, and remembers what their well-known files say. DNS is remembered by the resolver.
+/// Finds servers, and remembers where they are.
 pub struct Discovery {
     outbound: Outbound,
+    clock: Clock,
     well_known: WellKnown,
+    routes: Mutex<LruCache<OwnedServerName, Remembered>>,
+}
+
+struct Remembered {
+    route: Arc<Route>,
+    /// In milliseconds of the clock.
+    valid_until: u64,
+}
+
+/// What a look-up of services gave.
+struct Found {
+    rule: Rule,
+    target: Target,
+    /// DNS answered.
+    is_sure: bool,
 }
 
 impl Discovery {
     pub(super) fn new(outbound: Outbound, clock: Clock) -> Self {
         Self {
-            well_known: WellKnown::new(outbound.clone(), clock),
+            well_known: WellKnown::new(outbound.clone(), clock.clone()),
+            routes: Mutex::new(LruCache::new(MAX_ROUTES)),
             outbound,
+            clock,
         }
     }
 
@@ -73,61 +103,114 @@ impl Discovery {
         &self.outbound
     }
 
-    /// How `server` is reached.
+    /// How `server` is reached, as far as is remembered, or looked up now.
     ///
     /// # Errors
     /// DNS says that the server is nowhere. Whether anything answers there is not looked at.
-    pub async fn route(&self, server: &ServerName) -> Result<Route, outbound::Error> {
-        if let Some((rule, target)) = without_lookup(server) {
-            return Ok(Route {
-                delegated: None,
+    pub async fn route(&self, server: &ServerName) -> Result<Arc<Route>, outbound::Error> {
+        let now = self.clock.now_ms();
+        let remembered = self
+            .routes()
+            .get(server)
+            .filter(|remembered| now < remembered.valid_until)
+            .map(|remembered| Arc::clone(&remembered.route));
+        if let Some(route) = remembered {
+            return Ok(route);
+        }
+        let (route, is_sure) = self.look_up(server).await?;
+        let route = Arc::new(route);
+        let lifetime = if is_sure {
+            ROUTE_LIFETIME
+        } else {
+            UNSURE_ROUTE_LIFETIME
+        };
+        let lifetime = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+        let remembered = Remembered {
+            route: Arc::clone(&route),
+            valid_until: self.clock.now_ms().saturating_add(lifetime),
+        };
+        self.routes().put(server.to_owned(), remembered);
+        Ok(route)
+    }
+
+    /// The route led nowhere: it is looked up again the next time.
+    pub(super) fn forget(&self, server: &ServerName) {
+        self.routes().pop(server);
+    }
+
+    /// How `server` is reached; and whether DNS answered all that it was asked.
+    async fn look_up(&self, server: &ServerName) -> Result<(Route, bool), outbound::Error> {
+        let mut delegated = None;
+        let mut found = without_lookup(server);
+        let mut name = server.to_owned();
+        if found.is_none()
+            && let Some(other) = self.well_known.delegation(server.host()).await
+        {
+            found = without_lookup(&other);
+            name.clone_from(&other);
+            delegated = Some(other);
+        }
+        let Found {
+            rule,
+            target,
+            is_sure,
+        } = match found {
+            Some((rule, target)) => Found {
                 rule,
                 target,
-            });
+                is_sure: true,
+            },
+            None => self.by_service(name.host()).await?,
+        };
+        let route = Route {
+            delegated,
+            rule,
+            target,
+        };
+        Ok((route, is_sure))
+    }
+
+    /// Where DNS says the service of `host` is, or its default port.
+    async fn by_service(&self, host: &str) -> Result<Found, outbound::Error> {
+        let (new, deprecated) = futures_util::future::join(
+            self.services("_matrix-fed._tcp", host),
+            self.services("_matrix._tcp", host),
+        )
+        .await;
+        let is_sure = new.is_some() && deprecated.is_some();
+        for (services, rule) in [(new, Rule::Service), (deprecated, Rule::DeprecatedService)] {
+            if let Some(target) = target_of(host, services.unwrap_or_default())? {
+                return Ok(Found {
+                    rule,
+                    target,
+                    is_sure,
+                });
+            }
         }
-        match self.well_known.delegation(server.host()).await {
-            Some(delegated) => {
-                let (rule, target) = match without_lookup(&delegated) {
-                    Some(found) => found,
-                    None => self.by_service(delegated.host()).await?,
-                };
-                Ok(Route {
-                    delegated: Some(delegated),
-                    rule,
-                    target,
-                })
+        Ok(Found {
+            rule: Rule::Host,
+            target: single(host, DEFAULT_PORT, host),
+            is_sure,
+        })
+    }
+
+    /// The machines of a service; `None` if DNS does not say. Some name servers know no SRV records and break; the host
+    /// itself may be found all the same.
+    async fn services(&self, service: &str, host: &str) -> Option<Vec<Service>> {
+        let name = format!("{service}.{host}");
+        let look_up = self.outbound.names().services(&name);
+        match tokio::time::timeout(LOOKUP_TIMEOUT, look_up).await {
+            Ok(Ok(found)) => Some(found),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a service cannot be looked up");
+                None
             }
-            None => {
-                let (rule, target) = self.by_service(server.host()).await?;
-                Ok(Route {
-                    delegated: None,
-                    rule,
-                    target,
-                })
-            }
+            Err(_elapsed) => None,
         }
     }
 
-    /// Where DNS says `host` is, or its default port.
-    async fn by_service(&self, host: &str) -> Result<(Rule, Target), outbound::Error> {
-        for (service, rule) in SERVICES
-            .into_iter()
-            .zip([Rule::Service, Rule::DeprecatedService])
-        {
-            let name = format!("{service}.{host}");
-            let found = match self.outbound.names().services(&name).await {
-                Ok(found) => found,
-                // Some name servers know no SRV records and break; the host itself may still be found.
-                Err(error) => {
-                    tracing::debug!(%error, "a service cannot be looked up");
-                    continue;
-                }
-            };
-            if let Some(target) = target_of(host, found)? {
-                return Ok((rule, target));
-            }
-        }
-        Ok((Rule::Host, single(host, DEFAULT_PORT, host)))
+    fn routes(&self) -> MutexGuard<'_, LruCache<OwnedServerName, Remembered>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

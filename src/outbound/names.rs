@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use hickory_resolver::{
-    TokioResolver,
-    config::{LookupIpStrategy, ResolveHosts, ResolverConfig},
+    ResolverBuilder, TokioResolver,
+    config::{LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig},
     net::runtime::TokioRuntimeProvider,
     proto::rr::RData,
 };
@@ -50,15 +50,23 @@ impl Names {
     /// # Errors
     /// The resolver cannot be made.
     pub fn system() -> Result<Self, Error> {
-        let provider = TokioRuntimeProvider::default;
-        let mut builder = match TokioResolver::builder(provider()) {
-            Ok(builder) => builder,
+        match TokioResolver::builder(TokioRuntimeProvider::default()) {
+            Ok(builder) => Self::build(builder),
             Err(error) => {
                 tracing::warn!(%error, "there are no name servers; only /etc/hosts is asked");
-                let nobody = ResolverConfig::from_parts(None, Vec::new(), Vec::new());
-                TokioResolver::builder_with_config(nobody, provider())
+                Self::of_servers(Vec::new())
             }
-        };
+        }
+    }
+
+    /// `/etc/hosts` and these name servers.
+    fn of_servers(servers: Vec<NameServerConfig>) -> Result<Self, Error> {
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+        let provider = TokioRuntimeProvider::default();
+        Self::build(TokioResolver::builder_with_config(config, provider))
+    }
+
+    fn build(mut builder: ResolverBuilder<TokioRuntimeProvider>) -> Result<Self, Error> {
         let options = builder.options_mut();
         options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
         options.use_hosts_file = ResolveHosts::Always;
@@ -143,3 +151,6 @@ fn absolute(name: &str) -> String {
         format!("{name}.")
     }
 }
+
+#[cfg(test)]
+mod tests;

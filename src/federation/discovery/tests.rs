@@ -99,7 +99,7 @@ impl World {
         files.insert(host, (status, text.into()));
     }
 
-    async fn route(&self, server: &str) -> Result<Route, Error> {
+    async fn route(&self, server: &str) -> Result<Arc<Route>, Error> {
         let server = <&ServerName>::try_from(server).expect("a server name");
         self.discovery.route(server).await
     }
@@ -210,7 +210,8 @@ async fn a_well_known_file_takes_the_place_of_the_name() {
         world.delegates("a.example", delegate);
         world.check("a.example", expected).await;
         let route = world.route("a.example").await.expect("it is somewhere");
-        assert_eq!(route.delegated.expect("a delegation").as_str(), delegate);
+        let delegated = route.delegated.as_ref().expect("a delegation");
+        assert_eq!(delegated.as_str(), delegate);
     }
 }
 
@@ -266,7 +267,7 @@ async fn a_file_of_a_server_with_the_wrong_certificate_does_not_count() {
     let discovery = Discovery::new(outbound, Clock::manual(0));
     let server = <&ServerName>::try_from("a.example").expect("a server name");
     let route = discovery.route(server).await.expect("it is somewhere");
-    assert_eq!((route.delegated, route.rule), (None, Rule::Host));
+    assert_eq!((&route.delegated, route.rule), (&None, Rule::Host));
 }
 
 #[tokio::test]
@@ -343,8 +344,8 @@ async fn many_who_ask_at_once_share_one_fetch() {
     world.delegates("a.example", "b.example");
     let all = (0..50).map(|_| world.route("a.example"));
     for route in futures_util::future::join_all(all).await {
-        let delegated = route.expect("it is somewhere").delegated;
-        assert_eq!(delegated.expect("a delegation").as_str(), "b.example");
+        let route = route.expect("it is somewhere");
+        assert_eq!(route.target.authority.as_ref(), "b.example");
     }
     assert_eq!(world.fetched(), 1);
 }
@@ -357,4 +358,18 @@ async fn a_file_that_is_too_large_does_not_count() {
     world.says("a.example", 200, file);
     let route = world.route("a.example").await.expect("it is somewhere");
     assert_eq!(route.delegated, None);
+}
+
+#[tokio::test]
+async fn a_route_that_leads_nowhere_is_looked_up_again() {
+    let world = world(&["a.example"], &[]).await;
+    world.delegates("a.example", "b.example:1");
+    let server = <&ServerName>::try_from("a.example").expect("a server name");
+    let first = world.route("a.example").await.expect("it is somewhere");
+    let second = world.route("a.example").await.expect("it is somewhere");
+    assert!(Arc::ptr_eq(&first, &second));
+    world.discovery.forget(server);
+    let third = world.route("a.example").await.expect("it is somewhere");
+    assert!(!Arc::ptr_eq(&first, &third));
+    assert_eq!(world.fetched(), 1, "what the file says is kept");
 }
