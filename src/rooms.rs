@@ -3,13 +3,18 @@
 //! [`Rooms`] is cheap to clone. Reading functions take a [`Snapshot`] and block; writing goes through the
 //! [`RoomWriter`], of which there is one per room at a time. Nothing here uses the network.
 
+mod acl;
+mod adopt;
 mod aggregations;
 mod alias;
 mod cache;
 pub mod client_event;
 mod create;
 mod directory;
+mod draft;
 mod event;
+mod forks;
+mod gaps;
 mod head;
 mod hierarchy;
 pub mod identity;
@@ -20,10 +25,13 @@ mod outgoing;
 mod outside;
 mod page;
 mod profile;
+mod receive;
 mod redact;
 mod relations;
+mod resolution;
 mod send;
 mod state;
+mod stubs;
 mod succession;
 mod summary;
 mod template;
@@ -48,11 +56,13 @@ use ruma::{
 };
 
 pub use self::{
+    adopt::Adoption,
     aggregations::Rendering,
     alias::AliasRow,
     create::{CreateRoom, Preset},
     directory::{DirectoryPage, DirectoryQuery, Listed},
     event::{EventMeta, EventPlace, Relation, StoredEvent, flag},
+    gaps::Gap,
     head::HeadRow,
     hierarchy::{Hierarchy, HierarchyQuery},
     member::{Extra, MembershipAction},
@@ -61,6 +71,7 @@ pub use self::{
     outgoing::Outgoing,
     outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},
     page::{NoPlace, Page, PageQuery, Place},
+    receive::{HistoryEvent, Intake, Outcome, Received},
     relations::{MAX_RELATION_DEPTH, RelationQuery},
     send::{NewEvent, Transaction},
     state::{Members, RootRow, membership_of},
@@ -80,7 +91,7 @@ use crate::{
     clock::Clock,
     events::{
         AuthError, EventNumber, NodeNumber, RootNumber, Signer, StateKeyNumber, StateNumber,
-        fingerprint::FingerprintKey, sign::BuildError, trie::Node,
+        fingerprint::FingerprintKey, graph::Graph, sign::BuildError, trie::Node,
     },
     storage::{self, Locks, Position, Snapshot, Store},
     units::ByteSize,
@@ -134,6 +145,9 @@ pub enum Error {
     /// A restricted join: the user may join, but nobody here may let them in.
     #[error("no member of this server may let the user in")]
     UnableToGrantJoin,
+    /// The room has used up the numbers of events, states or nodes.
+    #[error("the room is full")]
+    Full,
     /// A row is not in memory; only inside this module: the caller tries again with a snapshot.
     #[error("a row is not in memory")]
     NotInMemory,
@@ -220,6 +234,8 @@ struct Caches {
     nodes: Cache<(RoomNumber, NodeNumber), Arc<Node>>,
     roots: Cache<(RoomNumber, RootNumber), RootRow>,
     graph: Cache<(RoomNumber, StateNumber), Arc<state::GraphRow>>,
+    /// The whole auth graphs of rooms whose state was resolved lately.
+    graphs: Cache<RoomNumber, Arc<Graph>>,
     key_numbers: Cache<(RoomNumber, StateKey), StateKeyNumber>,
     user_rooms: Cache<UserNumber, (Position, Arc<Vec<UserRoom>>)>,
     /// Position of the last change of a body that may be cached (redaction, purge).
@@ -238,6 +254,7 @@ impl Caches {
             nodes: Cache::new(states / 2),
             roots: Cache::new(states / 8),
             graph: Cache::new(states / 4),
+            graphs: Cache::new(GRAPHS_BYTES),
             key_numbers: Cache::new(states / 8),
             user_rooms: Cache::new(states / 4),
             bodies_changed: AtomicU64::new(0),
@@ -246,6 +263,8 @@ impl Caches {
     }
 }
 
+/// Memory for the auth graphs of rooms whose state had to be resolved.
+const GRAPHS_BYTES: usize = 128 << 20;
 /// Heads kept of rooms that nobody is writing to.
 const MAX_IDLE_HEADS: usize = 2_048;
 

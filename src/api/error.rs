@@ -350,7 +350,7 @@ impl From<rooms::Error> for Error {
             E::AliasInUse => bad(ErrorCode::RoomInUse, "This alias is taken".to_owned()),
             E::Storage(error) => error.into(),
             E::Accounts(error) => error.into(),
-            error @ E::NotInMemory => Self::internal(error),
+            error @ (E::NotInMemory | E::Full) => Self::internal(error),
         }
     }
 }

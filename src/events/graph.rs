@@ -61,6 +61,19 @@ impl Graph {
         number
     }
 
+    /// Takes away the state events from `next` on.
+    pub fn truncate(&mut self, next: StateNumber) {
+        let length = index(next);
+        if length >= self.keys.len() {
+            return;
+        }
+        let edges = length.checked_sub(1).and_then(|last| self.ends.get(last));
+        let edges = edges.map_or(0, |end| usize::try_from(*end).unwrap_or(usize::MAX));
+        self.keys.truncate(length);
+        self.ends.truncate(length);
+        self.parents.truncate(edges);
+    }
+
     /// The (type, state key) of a state event.
     pub fn key(&self, state: StateNumber) -> Option<StateKeyNumber> {
         self.keys.get(index(state)).copied().map(StateKeyNumber)

@@ -91,9 +91,14 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
     }
 
     pub(super) fn remove(&self, key: &K) {
+        self.take(key);
+    }
+
+    /// Removes an entry and answers it.
+    pub(super) fn take(&self, key: &K) -> Option<V> {
         let mut shard = self.shard(key);
-        if let Some((_, old)) = shard.entries.pop(key) {
-            shard.weight -= old;
-        }
+        let (value, weight) = shard.entries.pop(key)?;
+        shard.weight -= weight;
+        Some(value)
     }
 }

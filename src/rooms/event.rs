@@ -187,6 +187,22 @@ impl EventMeta {
         self.flags & flags != 0
     }
 
+    /// Whether the event is a part of the room's graph, not rejected and not soft-failed.
+    pub fn is_accepted(&self) -> bool {
+        !self.has(
+            flag::OUTLIER
+                | flag::REJECTED_BY_AUTH_EVENTS
+                | flag::REJECTED_BY_STATE
+                | flag::SOFT_FAILED
+                | flag::STUB,
+        )
+    }
+
+    /// Whether the rules refuse the event.
+    pub fn is_rejected(&self) -> bool {
+        self.has(flag::REJECTED_BY_AUTH_EVENTS | flag::REJECTED_BY_STATE)
+    }
+
     /// Whether the event is shown to clients as a part of the timeline.
     pub fn is_visible(&self) -> bool {
         !self.has(
@@ -369,6 +385,18 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent, h
         },
     );
     batch.put_stamped(&METAS, &key, &event.meta, EventMeta::POSITION);
+}
+
+/// Adds the rows of an event without a position: an outlier, or one that came before what is live.
+pub(super) fn insert_past(
+    batch: &mut Batch,
+    room: RoomNumber,
+    event: &StoredEvent,
+    hash: EventHash,
+) {
+    insert(batch, room, event, hash);
+    // The later write counts.
+    batch.put(&METAS, &(room, event.number), &event.meta);
 }
 
 /// Reads fixed and variable width numbers off the front of a row.

@@ -4,7 +4,7 @@
 //! and 9.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -17,13 +17,12 @@ use ruma::{
 
 use super::{
     Error, RoomNumber, Rooms, StoredEvent, TypeNumber,
+    draft::Resolved,
     send::TransactionKey,
     state::{Fresh, RootRow, Source, StateKey},
 };
 use crate::{
-    events::{
-        EventNumber, NodeNumber, PowerLevels, RootNumber, StateKeyNumber, StateNumber, version,
-    },
+    events::{EventNumber, PowerLevels, RootNumber, StateNumber, version},
     storage::{Batch, Family, PositionAt, Snapshot, Stamped, Table},
 };
 
@@ -55,6 +54,12 @@ pub struct HeadRow {
     pub invited: u64,
     /// Joined members of this server.
     pub local: u64,
+    /// How often the current state was another than that after the last event.
+    #[serde(default)]
+    pub forks: u64,
+    /// Index of the event with which this server came to the room, the last time: what ended before it is given up.
+    #[serde(default)]
+    pub taken_up: i64,
 }
 
 /// Adds the head.
@@ -93,7 +98,12 @@ pub(super) struct Head {
     published: Arc<AtomicU64>,
     /// What counting unread events needs.
     pub(super) unread: super::unread::Memory,
+    /// What states resolved to lately.
+    resolved: VecDeque<Resolved>,
 }
+
+/// Resolutions that are remembered.
+const MAX_RESOLVED: usize = 32;
 
 /// Entries of [`Head::known`] before it is emptied.
 const MAX_KNOWN: usize = 4_096;
@@ -124,6 +134,8 @@ impl Head {
             joined: 0,
             invited: 0,
             local: 0,
+            forks: 0,
+            taken_up: 0,
         };
         Self::new(room, room_id, row, Vec::new(), RootRow::default()).map(|head| Self {
             unborn: true,
@@ -157,6 +169,7 @@ impl Head {
             closed_at: 0,
             published: Arc::default(),
             unread: super::unread::Memory::default(),
+            resolved: VecDeque::new(),
         })
     }
 
@@ -189,6 +202,7 @@ impl Head {
             rooms,
             room: self.room,
             fresh: &self.fresh,
+            draft: None,
             snapshot,
             unborn: self.unborn,
         }
@@ -273,8 +287,18 @@ impl Head {
         if let Some(levels) = self.levels.get() {
             return Ok(Some(Arc::clone(levels)));
         }
+        let levels = self.levels_of(rooms, |key| self.state(source, key))?;
+        Ok(levels.map(|levels| Arc::clone(self.levels.get_or_init(|| Arc::new(levels)))))
+    }
+
+    /// The power levels of a state. `None` before the room has a create event.
+    pub(super) fn levels_of(
+        &self,
+        rooms: &Rooms,
+        state: impl Fn(&StateKey) -> Result<Option<(StateNumber, Arc<StoredEvent>)>, Error>,
+    ) -> Result<Option<PowerLevels>, Error> {
         let state = |event_type| match rooms.state_key(event_type, "") {
-            Some(key) => self.state(source, &key),
+            Some(key) => state(&key),
             None => Ok(None),
         };
         let Some((_, create)) = state("m.room.create")? else {
@@ -282,10 +306,32 @@ impl Head {
         };
         let levels = state("m.room.power_levels")?;
         let levels = levels.as_ref().map(|(_, event)| &*event.pdu);
-        let levels = PowerLevels::new(&self.rules.authorization, levels, &create.pdu);
-        Ok(Some(Arc::clone(
-            self.levels.get_or_init(|| Arc::new(levels)),
-        )))
+        let rules = &self.rules.authorization;
+        Ok(Some(PowerLevels::new(rules, levels, &create.pdu)))
+    }
+
+    /// What states resolved to before.
+    pub(super) fn resolved(&self, roots: &[RootNumber]) -> Option<RootNumber> {
+        let found = self.resolved.iter().find(|(known, _)| **known == *roots);
+        found.map(|(_, root)| *root)
+    }
+
+    pub(super) fn remember_resolved(&mut self, resolved: Vec<Resolved>) {
+        self.resolved.extend(resolved);
+        while self.resolved.len() > MAX_RESOLVED {
+            self.resolved.pop_front();
+        }
+    }
+
+    pub(super) fn version(&self) -> RoomVersionId {
+        RoomVersionId::try_from(self.row.version.as_str())
+            .expect("the version was parsed when the head was made")
+    }
+
+    /// Forgets what is known of the current state, as it was replaced as a whole.
+    pub(super) fn forget_state(&mut self) {
+        self.known.clear();
+        self.levels = OnceLock::new();
     }
 
     /// Forgets the power levels, as an event of the type they come from was appended or redacted.
@@ -293,22 +339,5 @@ impl Head {
         if matches!(event_type, TypeNumber::CREATE | TypeNumber::POWER_LEVELS) {
             self.levels = OnceLock::new();
         }
-    }
-
-    /// The next free numbers.
-    pub(super) fn next_event(&self) -> EventNumber {
-        EventNumber(self.row.next_event)
-    }
-    pub(super) fn next_state(&self) -> StateNumber {
-        StateNumber(self.row.next_state)
-    }
-    pub(super) fn next_key(&self) -> StateKeyNumber {
-        StateKeyNumber(self.row.next_key)
-    }
-    pub(super) fn next_node(&self) -> NodeNumber {
-        NodeNumber(self.row.next_node)
-    }
-    pub(super) fn next_root(&self) -> RootNumber {
-        RootNumber(self.row.next_root)
     }
 }

@@ -3,14 +3,14 @@
 //!
 //! The rows follow the current state of the room, not single events. engine.md section 5.5.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use ruma::{UserId, events::room::member::MembershipState};
+use ruma::{OwnedServerName, UserId, events::room::member::MembershipState};
 
 use super::{Error, RoomNumber, Rooms, ServerNumber, outside};
 use crate::{
     accounts::UserNumber,
-    events::{EventNumber, StateNumber},
+    events::{EventNumber, Pdu, RootNumber, StateNumber},
     storage::{
         Batch, Counter, Family, KeyError, KeyPart, Order, Position, PositionAt, Snapshot, Stamped,
         Table, Topic,
@@ -84,6 +84,16 @@ impl KeyPart for Class {
     }
 }
 
+/// The class of a membership event.
+pub(super) fn class_of(pdu: &Pdu) -> Class {
+    #[derive(serde::Deserialize)]
+    struct Content {
+        membership: MembershipState,
+    }
+    pdu.content_as::<Content>()
+        .map_or(Class::Leave, |content| Class::of(&content.membership))
+}
+
 /// A member of a room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MemberRow {
@@ -104,47 +114,55 @@ pub(super) struct UserRow {
 #[derive(Clone, Debug)]
 pub(super) struct MembershipChange {
     pub(super) user: UserNumber,
-    /// `None` for users of other servers.
     pub(super) is_local: bool,
     pub(super) server: ServerNumber,
     pub(super) before: Option<Class>,
-    pub(super) after: Class,
+    /// `None`: the state says nothing of the user any more.
+    pub(super) after: Option<Class>,
+    /// The event that says so; without one, that which said what is no more.
     pub(super) event: EventNumber,
     pub(super) state: StateNumber,
+    pub(super) pdu: Arc<Pdu>,
     /// What an invited or knocking local user is shown.
     pub(super) stripped: Option<String>,
 }
 
+impl MembershipChange {
+    pub(super) fn is_join(&self) -> bool {
+        self.after == Some(Class::Join) && self.before != Some(Class::Join)
+    }
+
+    /// By how much the number of joined members grows.
+    pub(super) fn joined(&self) -> i64 {
+        let is_joined = |class| class == Some(Class::Join);
+        i64::from(is_joined(self.after)) - i64::from(is_joined(self.before))
+    }
+}
+
 /// Adds the rows of a change.
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, change: &MembershipChange) {
-    if let Some(before) = change.before.filter(|before| *before != change.after) {
+    let at = PositionAt::Value(0);
+    if let Some(before) = change.before.filter(|before| Some(*before) != change.after) {
         batch.delete(&BY_ROOM, &(room, before, change.user));
     }
-    let member = MemberRow {
-        event: change.event,
-        state: change.state,
-    };
-    let at = PositionAt::Value(0);
-    batch.put_stamped(
-        &BY_ROOM,
-        &(room, change.after, change.user),
-        &Stamped(Position(0), member),
-        at,
-    );
+    if let Some(after) = change.after {
+        let member = MemberRow {
+            event: change.event,
+            state: change.state,
+        };
+        let row = Stamped(Position(0), member);
+        batch.put_stamped(&BY_ROOM, &(room, after, change.user), &row, at);
+    }
     if change.is_local {
         let place = (change.user, room);
-        insert_own(batch, place, change.after, change.event);
+        // Of whom the state says nothing has no part in the room any more.
+        let after = change.after.unwrap_or(Class::Leave);
+        insert_own(batch, place, after, change.event);
         show(batch, place, change.stripped.as_deref());
         outside::remove(batch, change.user, room);
     }
-    let was_joined = change.before == Some(Class::Join);
-    let is_joined = change.after == Class::Join;
-    if is_joined != was_joined {
-        batch.add(
-            &SERVERS,
-            &(room, change.server),
-            if is_joined { 1 } else { -1 },
-        );
+    if change.joined() != 0 {
+        batch.add(&SERVERS, &(room, change.server), change.joined());
     }
 }
 
@@ -361,20 +379,39 @@ impl Rooms {
         Ok(snapshot.get(&STRIPPED, &(user, room))?)
     }
 
-    /// Servers with joined members.
+    /// The other servers with joined members.
     pub fn servers(
         &self,
         snapshot: &Snapshot,
         room: RoomNumber,
-    ) -> Result<Vec<ServerNumber>, Error> {
+    ) -> Result<Vec<OwnedServerName>, Error> {
         let mut servers = Vec::new();
-        for row in snapshot.scan(SERVERS.prefix(&(room,)), Order::Forward) {
-            let ((_, server), Counter(joined)) = row?;
+        for (server, joined) in server_counts(snapshot, room)? {
             if joined > 0 {
-                servers.push(server);
+                servers.extend(self.server_name(server));
             }
         }
+        servers.retain(|server| server != self.own_name());
         Ok(servers)
+    }
+
+    /// The other servers with joined members in a state.
+    pub fn servers_at(
+        &self,
+        snapshot: &Snapshot,
+        (room, root): (RoomNumber, RootNumber),
+    ) -> Result<Vec<OwnedServerName>, Error> {
+        let mut servers = BTreeSet::new();
+        for event in self.member_state(snapshot, room, root)? {
+            let user = event.pdu.state_key.as_deref().map(<&UserId>::try_from);
+            if let Some(Ok(user)) = user
+                && class_of(&event.pdu) == Class::Join
+            {
+                servers.insert(user.server_name().to_owned());
+            }
+        }
+        servers.remove(self.own_name());
+        Ok(servers.into_iter().collect())
     }
 
     /// Marks a room as forgotten by a user who has left it.

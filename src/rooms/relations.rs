@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use ruma::{CanonicalJsonObject, canonical_json::CanonicalJsonValue};
+use ruma::{CanonicalJsonObject, EventId, canonical_json::CanonicalJsonValue};
 
 use super::{
     Error, EventMeta, Placed, RoomNumber, Rooms, Sight, StoredEvent, TypeNumber,
@@ -46,6 +46,23 @@ impl Record for RelationRow {
             event_type: TypeNumber(reader.u16()?),
         })
     }
+}
+
+/// The relation of an event's content and the ID of the event it points at.
+///
+/// Spec: c2s, "Forming relationships between events".
+pub(super) fn relates_to(content: &CanonicalJsonObject) -> Option<(Relation, &EventId)> {
+    let CanonicalJsonValue::Object(relates_to) = content.get("m.relates_to")? else {
+        return None;
+    };
+    let CanonicalJsonValue::String(rel_type) = relates_to.get("rel_type")? else {
+        return None;
+    };
+    let CanonicalJsonValue::String(event_id) = relates_to.get("event_id")? else {
+        return None;
+    };
+    let event_id = <&EventId>::try_from(event_id.as_str()).ok()?;
+    Some((Relation::of(rel_type), event_id))
 }
 
 /// Adds the rows of an event that relates to another.

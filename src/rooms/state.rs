@@ -11,7 +11,9 @@ use smallvec::SmallVec;
 
 use super::{
     Error, RoomNumber, Rooms, StoredEvent, TypeNumber,
+    draft::Draft,
     event::{EventHash, Reader, put_varint},
+    stubs,
     threads::ThreadRow,
 };
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
         EventNumber, Fingerprint, NodeNumber, RootNumber, StateKeyNumber, StateNumber,
         trie::{self, Node, NodeSource},
     },
-    storage::{Batch, Family, Record, Snapshot, Table, Text},
+    storage::{Batch, Family, Order, Record, Snapshot, Table, Text},
 };
 
 pub(super) static KEYS: Table<(RoomNumber, StateKeyNumber), StateKey> =
@@ -172,6 +174,20 @@ pub(super) struct Fresh {
     pub(super) event_numbers: HashMap<OwnedEventId, EventNumber>,
     /// By root; `None`: nothing is left of the thread.
     pub(super) threads: HashMap<EventNumber, Option<ThreadRow>>,
+    /// Redactions of events that have not come yet, by these.
+    pub(super) redactions: HashMap<EventNumber, EventNumber>,
+}
+
+impl Fresh {
+    pub(super) fn add_stubs(&mut self, stubs: &[stubs::Stub]) {
+        for stub in stubs {
+            let id = super::event::id_of(&stub.hash);
+            self.event_numbers.insert(id, stub.event);
+            if let Some(redaction) = stub.redacted_by {
+                self.redactions.insert(stub.event, redaction);
+            }
+        }
+    }
 }
 
 /// Where the state of one room is read: what its writer has in flight, then the caches, then a snapshot.
@@ -183,22 +199,38 @@ pub(super) struct Source<'a> {
     pub(super) room: RoomNumber,
     /// Newest first; empty for readers.
     pub(super) fresh: &'a [Fresh],
+    /// What was made for the event that is being judged.
+    pub(super) draft: Option<&'a Draft>,
     pub(super) snapshot: Option<&'a Snapshot>,
     /// Nothing of this room has ever been published: what is not fresh does not exist.
     pub(super) unborn: bool,
 }
 
-impl Source<'_> {
-    pub(super) fn snapshot(&self) -> Result<&Snapshot, Error> {
+impl<'a> Source<'a> {
+    pub(super) fn snapshot(&self) -> Result<&'a Snapshot, Error> {
         self.snapshot.ok_or(Error::NotInMemory)
+    }
+
+    /// The same with what is made for one event.
+    pub(super) fn with_draft<'b>(&'b self, draft: &'b Draft) -> Source<'b> {
+        Source {
+            draft: Some(draft),
+            ..*self
+        }
+    }
+
+    /// What the writer of the room has made and no snapshot shows yet.
+    pub(super) fn unpublished<T>(&self, find: impl Fn(&Fresh) -> Option<T>) -> Option<T> {
+        let found = self.fresh.iter().find_map(&find);
+        found.or_else(|| find(&self.draft?.rows.borrow()))
     }
 
     pub(super) fn root(&self, root: RootNumber) -> Result<RootRow, Error> {
         if root == RootNumber::default() {
             return Ok(RootRow::default());
         }
-        if let Some(row) = self.fresh.iter().find_map(|fresh| fresh.roots.get(&root)) {
-            return Ok(*row);
+        if let Some(row) = self.unpublished(|fresh| fresh.roots.get(&root).copied()) {
+            return Ok(row);
         }
         let key = (self.room, root);
         if let Some(row) = self.rooms.caches.roots.get(&key) {
@@ -217,12 +249,8 @@ impl Source<'_> {
 
     /// The number of a state key; `None` if no event of the room ever had it.
     pub(super) fn key_number(&self, key: &StateKey) -> Result<Option<StateKeyNumber>, Error> {
-        if let Some(number) = self
-            .fresh
-            .iter()
-            .find_map(|fresh| fresh.key_numbers.get(key))
-        {
-            return Ok(Some(*number));
+        if let Some(number) = self.unpublished(|fresh| fresh.key_numbers.get(key).copied()) {
+            return Ok(Some(number));
         }
         if self.unborn {
             return Ok(None);
@@ -244,8 +272,8 @@ impl Source<'_> {
     }
 
     pub(super) fn graph(&self, state: StateNumber) -> Result<Arc<GraphRow>, Error> {
-        if let Some(row) = self.fresh.iter().find_map(|fresh| fresh.graph.get(&state)) {
-            return Ok(Arc::clone(row));
+        if let Some(row) = self.unpublished(|fresh| fresh.graph.get(&state).cloned()) {
+            return Ok(row);
         }
         let key = (self.room, state);
         if let Some(row) = self.rooms.caches.graph.get(&key) {
@@ -268,10 +296,7 @@ impl Source<'_> {
         let mut rows = Vec::with_capacity(states.len());
         let mut missing = Vec::new();
         for (at, state) in states.iter().enumerate() {
-            let row = self
-                .fresh
-                .iter()
-                .find_map(|fresh| fresh.graph.get(state).cloned());
+            let row = self.unpublished(|fresh| fresh.graph.get(state).cloned());
             let row = row.or_else(|| self.rooms.caches.graph.get(&(self.room, *state)));
             if row.is_none() {
                 missing.push((at, (self.room, *state)));
@@ -296,9 +321,72 @@ impl Source<'_> {
         Ok(rows.into_iter().flatten().collect())
     }
 
+    /// The rows of the state events from `first` up to `next`, which is none of them. Read at once and not cached.
+    pub(super) fn graph_rows(
+        &self,
+        first: StateNumber,
+        next: StateNumber,
+    ) -> Result<Vec<Arc<GraphRow>>, Error> {
+        let range = GRAPH.range(&(self.room, first), &(self.room, next));
+        let mut stored = self.snapshot()?.scan(range, Order::Forward).peekable();
+        let mut rows = Vec::new();
+        for number in (first.0..next.0).map(StateNumber) {
+            let mut row = None;
+            while let Some(found) = stored.next_if(|found| {
+                let is_up_to = |((_, found), _): &((_, StateNumber), _)| *found <= number;
+                found.as_ref().map_or(true, is_up_to)
+            }) {
+                let ((_, found), stored) = found?;
+                row = (found == number).then(|| Arc::new(stored));
+            }
+            let row = row.or_else(|| self.unpublished(|fresh| fresh.graph.get(&number).cloned()));
+            rows.push(row.ok_or_else(|| Error::corrupt("state_graph", "missing"))?);
+        }
+        Ok(rows)
+    }
+
+    /// The state events of these numbers, in their order.
+    pub(super) fn events_of_states(
+        &self,
+        states: &[StateNumber],
+    ) -> Result<Vec<Arc<StoredEvent>>, Error> {
+        let rows = self.graph_many(states)?;
+        let numbers: Vec<_> = rows.iter().map(|row| row.event).collect();
+        let events = self.events(&numbers)?.into_iter();
+        let events = events
+            .map(|event| event.ok_or_else(|| Error::corrupt("bodies", "a state event is missing")));
+        events.collect()
+    }
+
+    /// The events of these numbers, in their order; `None` for stubs.
+    pub(super) fn events(
+        &self,
+        numbers: &[EventNumber],
+    ) -> Result<Vec<Option<Arc<StoredEvent>>>, Error> {
+        let unpublished = |number: &EventNumber| {
+            let found = self.unpublished(|fresh| fresh.events.get(number).cloned());
+            found.or_else(|| self.rooms.caches.events.get(&(self.room, *number)))
+        };
+        let mut events: Vec<_> = numbers.iter().map(unpublished).collect();
+        let missing = numbers
+            .iter()
+            .zip(&events)
+            .filter(|(_, event)| event.is_none());
+        let missing: Vec<_> = missing.map(|(number, _)| *number).collect();
+        if missing.is_empty() {
+            return Ok(events);
+        }
+        let found = self.rooms.events(self.snapshot()?, self.room, &missing)?;
+        let mut found = found.into_iter();
+        for event in events.iter_mut().filter(|event| event.is_none()) {
+            *event = found.next().flatten();
+        }
+        Ok(events)
+    }
+
     pub(super) fn event(&self, event: EventNumber) -> Result<Option<Arc<StoredEvent>>, Error> {
-        if let Some(found) = self.fresh.iter().find_map(|fresh| fresh.events.get(&event)) {
-            return Ok(Some(Arc::clone(found)));
+        if let Some(found) = self.unpublished(|fresh| fresh.events.get(&event).cloned()) {
+            return Ok(Some(found));
         }
         if let Some(found) = self.rooms.caches.events.get(&(self.room, event)) {
             return Ok(Some(found));
@@ -311,20 +399,24 @@ impl Source<'_> {
         &self,
         event_id: &ruma::EventId,
     ) -> Result<Option<EventNumber>, Error> {
-        if let Some(number) = self
-            .fresh
-            .iter()
-            .find_map(|fresh| fresh.event_numbers.get(event_id))
-        {
-            return Ok(Some(*number));
+        if let Some(number) = self.unpublished(|fresh| fresh.event_numbers.get(event_id).copied()) {
+            return Ok(Some(number));
         }
         if self.unborn {
             return Ok(None);
         }
+        let Some(hash) = super::event::hash_of(event_id) else {
+            return Ok(None);
+        };
+        let cached = self.rooms.caches.places.get(&hash);
+        if let Some(place) = cached.filter(|place| place.room == self.room) {
+            return Ok(Some(place.event));
+        }
         let place = super::event::place(self.snapshot()?, event_id)?;
-        Ok(place
-            .filter(|place| place.room == self.room)
-            .map(|place| place.event))
+        if let Some(place) = place.filter(|place| place.room == self.room) {
+            return Ok(Some(place.event));
+        }
+        stubs::number(self.snapshot()?, self.room, &hash)
     }
 
     /// The state event at a key of a state.
@@ -368,10 +460,7 @@ impl NodeSource for Source<'_> {
         let mut nodes = Vec::with_capacity(numbers.len());
         let mut missing = Vec::new();
         for (at, number) in numbers.iter().enumerate() {
-            let node = self
-                .fresh
-                .iter()
-                .find_map(|fresh| fresh.nodes.get(number).cloned());
+            let node = self.unpublished(|fresh| fresh.nodes.get(number).cloned());
             let node = node.or_else(|| self.rooms.caches.nodes.get(&(self.room, *number)));
             if node.is_none() {
                 missing.push((at, (self.room, *number)));
@@ -404,6 +493,8 @@ pub(super) struct StateRows {
     pub(super) state: StateNumber,
     pub(super) graph: GraphRow,
     pub(super) key: StateKey,
+    /// The event had no number before.
+    pub(super) is_new: bool,
     /// No event of the room had this key before.
     pub(super) is_new_key: bool,
     pub(super) nodes: Vec<(NodeNumber, Arc<Node>)>,
@@ -422,14 +513,24 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, hash
             &number.0,
         );
     }
-    batch.put(&GRAPH, &(room, rows.state), &rows.graph);
-    batch.put(&STATE_IDS, &(room, rows.state), hash);
+    if rows.is_new {
+        batch.put(&GRAPH, &(room, rows.state), &rows.graph);
+        batch.put(&STATE_IDS, &(room, rows.state), hash);
+    }
     for (number, node) in &rows.nodes {
-        batch.put(&NODES, &(room, *number), node.as_ref());
+        insert_node(batch, room, *number, node);
     }
     if let Some((number, root)) = &rows.root {
-        batch.put(&ROOTS, &(room, *number), root);
+        insert_root(batch, room, *number, root);
     }
+}
+
+pub(super) fn insert_node(batch: &mut Batch, room: RoomNumber, number: NodeNumber, node: &Node) {
+    batch.put(&NODES, &(room, number), node);
+}
+
+pub(super) fn insert_root(batch: &mut Batch, room: RoomNumber, number: RootNumber, root: &RootRow) {
+    batch.put(&ROOTS, &(room, number), root);
 }
 
 impl Rooms {
@@ -438,6 +539,7 @@ impl Rooms {
             rooms: self,
             room,
             fresh: &[],
+            draft: None,
             snapshot: Some(snapshot),
             unborn: false,
         }

@@ -52,7 +52,7 @@ impl RoomWriter {
     /// # Errors
     /// [`Error::NotAllowed`] by the room's rules, [`Error::Build`] if it is too large.
     pub async fn propose(&mut self, new: NewEvent) -> Result<Verified, Error> {
-        let rooms = self.rooms();
+        let rooms = self.rooms().clone();
         self.with_source(move |head, source| proposal(&rooms, head, source, &new))
             .await
     }
@@ -70,7 +70,7 @@ impl RoomWriter {
     ///
     /// Spec: s2s, "Inviting to a room" (`invite_room_state`).
     pub async fn shown_state(&mut self, member: &UserId) -> Result<Vec<Box<RawValue>>, Error> {
-        let (rooms, member) = (self.rooms(), member.to_owned());
+        let (rooms, member) = (self.rooms().clone(), member.to_owned());
         self.with_source(move |head, source| {
             let keys = SHOWN_TYPES.iter().map(|event_type| (*event_type, ""));
             let member = [("m.room.member", member.as_str())];

@@ -58,10 +58,15 @@ impl ThreadChange {
             return Ok(None);
         };
         let before = thread(source, root)?;
-        let after = ThreadRow {
-            count: before.map_or(0, |thread| thread.count) + 1,
-            latest: event.number,
-            latest_index: event.meta.index,
+        let count = before.map_or(0, |thread| thread.count) + 1;
+        let after = match before {
+            // What comes from the history is not the latest.
+            Some(before) if before.latest_index > event.meta.index => ThreadRow { count, ..before },
+            _ => ThreadRow {
+                count,
+                latest: event.number,
+                latest_index: event.meta.index,
+            },
         };
         Ok(Some(Self {
             root,

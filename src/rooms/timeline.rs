@@ -72,6 +72,21 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
     );
 }
 
+/// Adds an event that came before what is live: without a position.
+pub(super) fn insert_past(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
+    if !event.meta.is_visible() {
+        return;
+    }
+    let row = TimelineRow {
+        event: event.number,
+        position: Position::default(),
+        flags: event.meta.flags.to_le_bytes()[0],
+    };
+    batch.put(&TIMELINE, &(room, Index(event.meta.index)), &row);
+    let time = Millis48(event.meta.timestamp);
+    batch.put(&BY_TIME, &(room, time, event.number), &());
+}
+
 /// Every row of a timeline, in order.
 pub(super) fn rows(
     snapshot: &Snapshot,

@@ -30,8 +30,8 @@ pub use self::{
     notifications::{Notification, Notifications, Wanted},
 };
 use super::{
-    Class, Error, EventMeta, RoomNumber, Rooms, StoredEvent, TypeNumber, event::flag, head::Head,
-    membership::MembershipChange, state::Source,
+    Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, StoredEvent, TypeNumber, event::flag,
+    head::Head, membership::MembershipChange, state::Source,
 };
 use crate::{
     accounts::UserNumber,
@@ -58,6 +58,16 @@ pub(super) struct Counted {
     learned: Learned,
 }
 
+impl Counted {
+    /// Of an event that is not shown, or that is history.
+    pub(super) fn nothing(head: &HeadRow) -> Self {
+        Self {
+            ord_main: head.ord_main,
+            ..Self::default()
+        }
+    }
+}
+
 /// What a writer keeps in memory for the next events.
 #[derive(Clone, Debug, Default)]
 struct Learned {
@@ -80,7 +90,7 @@ impl Memory {
         &mut self,
         rooms: &Rooms,
         event: &StoredEvent,
-        change: Option<&MembershipChange>,
+        changes: &[MembershipChange],
         counted: &mut Counted,
     ) {
         if let Some(root) = event.meta.thread_root {
@@ -92,20 +102,24 @@ impl Memory {
         if counted.learned.evaluated.is_some() {
             self.learned.evaluated = counted.learned.evaluated.take();
         }
-        let Some(change) = change.filter(|change| change.is_local) else {
-            return;
-        };
+        for change in changes.iter().filter(|change| change.is_local) {
+            self.follow(rooms, change);
+        }
+    }
+
+    fn follow(&mut self, rooms: &Rooms, change: &MembershipChange) {
         if let Some((_, evaluated)) = &mut self.learned.evaluated {
             let own = rooms.accounts.own_rules(None).ok().flatten();
             let has_own = own.is_some_and(|own| own.users.contains(&change.user));
             let evaluated = Arc::make_mut(evaluated);
             evaluated.retain(|user| *user != change.user);
-            if has_own && change.after == Class::Join {
+            if has_own && change.after == Some(Class::Join) {
                 evaluated.push(change.user);
             }
         }
         if let Some(locals) = &mut self.learned.locals {
-            Arc::make_mut(locals).change(rooms, change.user, &event.pdu);
+            let pdu = change.after.is_some().then_some(&*change.pdu);
+            Arc::make_mut(locals).change(rooms, change.user, pdu);
         }
     }
 
@@ -271,7 +285,7 @@ pub(super) fn insert(
     batch: &mut Batch,
     room: RoomNumber,
     event: &StoredEvent,
-    change: Option<&MembershipChange>,
+    changes: &[MembershipChange],
     counted: &Counted,
 ) -> SmallVec<[UserNumber; 2]> {
     let mut changed = SmallVec::new();
@@ -301,12 +315,15 @@ pub(super) fn insert(
         batch.put(&MARKERS, &key, &marker);
         changed.push(meta.sender);
     }
-    if let Some(change) = change
-        && change.is_local
-        && change.after == Class::Join
-        && change.before != Some(Class::Join)
-    {
-        // A membership is no part of a thread, so this is the ordinal of the main timeline.
+    let joins = changes
+        .iter()
+        .filter(|change| change.is_local && change.is_join());
+    for change in joins {
+        // A membership is no part of a thread.
+        let marker = Marker {
+            ord_thread: counted.ord_main,
+            ..marker
+        };
         let key = (
             change.user,
             room,

@@ -8,11 +8,13 @@ use std::{
 };
 
 use super::{
-    Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent, TypeNumber,
+    Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent,
+    draft::Draft,
     event::{BODIES, Body, EVENT_IDS, METAS, flag, id_of},
-    membership, membership_of, relations,
+    head::Head,
+    membership, membership_of, relations, resolution,
     state::{self, GraphRow, StateKey},
-    threads, timeline, unread,
+    stubs, threads, timeline, unread,
 };
 use crate::{
     accounts::UserNumber,
@@ -60,6 +62,7 @@ impl Rooms {
         check.graph();
         check.states()?;
         check.extremities();
+        check.current()?;
         check.members()?;
         check.timeline()?;
         check.counts()?;
@@ -151,8 +154,14 @@ impl<'a> Check<'a> {
                 self.report("I1", format!("event {} has no body", number.0));
                 continue;
             };
-            let place = self.snapshot.get(&EVENT_IDS, &(body.hash,))?;
-            if place.is_none_or(|place| place.room != self.room || place.event != number) {
+            let leads = match meta.has(flag::STUB) {
+                true => stubs::leads(self.snapshot, self.room, &body.hash, number)?,
+                false => {
+                    let place = self.snapshot.get(&EVENT_IDS, &(body.hash,))?;
+                    place.is_some_and(|place| place.room == self.room && place.event == number)
+                }
+            };
+            if !leads {
                 self.report(
                     "I1",
                     format!("{} does not lead to event {}", id_of(&body.hash), number.0),
@@ -214,7 +223,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// I3, I5 and I6: states recompute, and follow from each other by their events.
+    /// I3 and I5: states recompute, and follow from each other by their events.
     fn states(&mut self) -> Result<(), Error> {
         let numbers: Vec<_> = self.roots.keys().copied().collect();
         for number in numbers {
@@ -234,6 +243,7 @@ impl<'a> Check<'a> {
             .metas
             .iter()
             .filter(|(_, meta)| !meta.has(flag::STUB | flag::OUTLIER | flag::PURGED))
+            .filter(|(_, meta)| !meta.is_rejected())
             .map(|(event, meta)| (*event, meta.root_before, meta.root_after, meta.state))
             .collect();
         for (event, before, after, state) in steps {
@@ -320,13 +330,24 @@ impl<'a> Check<'a> {
             .entry(&event_type, key, &event.pdu.event_id)
     }
 
-    /// I6 and I7: the extremities are what no accepted event cites, and give the current state.
+    /// I7: the extremities are what no accepted event cites, directly or through events that were not accepted.
     fn extremities(&mut self) {
         let mut ends: BTreeSet<EventNumber> = BTreeSet::new();
         let mut cited: BTreeSet<EventNumber> = BTreeSet::new();
-        for (event, meta) in self.metas.iter().filter(|(_, meta)| is_accepted(meta)) {
-            ends.insert(*event);
-            cited.extend(&meta.prev_events);
+        let mut reached: Vec<EventNumber> = Vec::new();
+        for (event, meta) in self.metas.iter().filter(|(_, meta)| meta.is_accepted()) {
+            if is_live(meta) && meta.index >= self.head.taken_up {
+                ends.insert(*event);
+            }
+            reached.extend(&meta.prev_events);
+        }
+        while let Some(event) = reached.pop() {
+            let Some(meta) = self.metas.get(&event).filter(|_| cited.insert(event)) else {
+                continue;
+            };
+            if !meta.is_accepted() {
+                reached.extend(&meta.prev_events);
+            }
         }
         let ends: Vec<_> = ends.difference(&cited).copied().collect();
         let mut stored = self.head.extremities.clone();
@@ -337,18 +358,28 @@ impl<'a> Check<'a> {
                 format!("the extremities are {stored:?}, but {ends:?} are cited by none"),
             );
         }
-        if let [only] = stored.as_slice() {
-            let after = self.metas.get(only).map(|meta| meta.root_after);
-            if after != Some(self.head.root) {
-                self.report(
-                    "I6",
-                    format!(
-                        "the current state is {:?}, that of the end {after:?}",
-                        self.head.root
-                    ),
-                );
-            }
+    }
+
+    /// I6: the current state is the resolution of the states after the extremities.
+    fn current(&mut self) -> Result<(), Error> {
+        let mut roots = Vec::new();
+        for end in &self.head.extremities {
+            roots.extend(self.metas.get(end).map(|meta| meta.root_after));
         }
+        let head = Head::load(self.rooms, self.snapshot, self.room)?;
+        let draft = Draft::new(&head);
+        let source = self.rooms.source(self.snapshot, self.room);
+        let source = source.with_draft(&draft);
+        let (_, resolved) = resolution::resolve(&head, &source, &draft, &roots)?;
+        let stored = source.root(self.head.root)?;
+        if resolved.fingerprint != stored.fingerprint {
+            let text = format!(
+                "the current state is {:?}, and not what {roots:?} resolve to",
+                self.head.root
+            );
+            self.report("I6", text);
+        }
+        Ok(())
     }
 
     /// I8 and I9: memberships by room, by user and by server are those of the current state.
@@ -535,13 +566,7 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Whether an event may be a forward extremity.
-fn is_accepted(meta: &EventMeta) -> bool {
-    !meta.has(
-        flag::OUTLIER
-            | flag::STUB
-            | flag::REJECTED_BY_AUTH_EVENTS
-            | flag::REJECTED_BY_STATE
-            | flag::SOFT_FAILED,
-    ) && (meta.position.0 != 0 || meta.event_type == TypeNumber::CREATE)
+/// Whether an event came while this server was in the room, and not as a part of its history.
+fn is_live(meta: &EventMeta) -> bool {
+    meta.position.0 != 0
 }

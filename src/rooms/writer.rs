@@ -5,35 +5,41 @@
 //! derived from it, moves the head on and does not wait. engine.md sections 6.1 and 9.
 
 pub(super) mod authorize;
+pub(super) mod place;
 
 use std::sync::Arc;
 
 use ruma::{CanonicalJsonObject, OwnedEventId, UserId, events::TimelineEventType};
 
-use self::authorize::{Authorized, Numbers, Target};
+use self::place::{Ends, Numbers, Prepared, Target, Turn, Was};
 use super::{
     Class, Error, NewEvent, Published, RoomNumber, Rooms, StoredEvent,
-    event::{self, EventHash},
+    draft::Made,
+    event::{self, EventHash, flag},
+    forks, gaps,
     head::{self, Head, HeadRow},
-    membership::{self, MembershipChange},
-    membership_of,
+    membership, membership_of,
     send::TransactionKey,
     state::{self, Source, StateRows},
+    stubs,
     threads::ThreadChange,
     timeline::{self, Recent},
     unread,
 };
 use crate::{
-    events::{EventNumber, PowerLevels},
+    events::{EventNumber, PowerLevels, RootNumber},
     storage::{self, Batch, Commit, Guard, Snapshot, Topic},
 };
 
-/// Kind of the log entry of an event; engine.md section 10.
+/// Kinds of log entries; engine.md section 10.
 pub(super) const LOG_EVENT: u8 = 1;
+const LOG_STATE: u8 = 2;
 
 /// The writer of a room. Holding it is the permission to write; dropping it gives the room to the next.
 pub struct RoomWriter {
     rooms: Rooms,
+    /// What is written together with the next batch, because that would grow too large.
+    ahead: std::sync::Mutex<Vec<Batch>>,
     /// Always there but while a read is under way.
     held: Option<Held>,
 }
@@ -115,8 +121,13 @@ impl Rooms {
     }
 
     fn keep_head(&self, head: Box<Head>) {
+        if head.extremities.is_empty() {
+            // No room has come of it.
+            return;
+        }
         if !head.is_whole() {
             // The writer gave up on what it had prepared: the head is read again by the next.
+            self.forget_graph(head.room);
             return;
         }
         let mut heads = self.heads();
@@ -149,6 +160,7 @@ impl RoomWriter {
         };
         Self {
             rooms: rooms.clone(),
+            ahead: std::sync::Mutex::default(),
             held: Some(held),
         }
     }
@@ -167,8 +179,13 @@ impl RoomWriter {
             .expect("the head is held while no read is under way")
     }
 
-    pub(super) fn rooms(&self) -> Rooms {
-        self.rooms.clone()
+    fn ahead(&mut self) -> &mut Vec<Batch> {
+        let ahead = self.ahead.get_mut();
+        ahead.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(super) fn rooms(&self) -> &Rooms {
+        &self.rooms
     }
 
     /// The room that this writes.
@@ -254,7 +271,16 @@ impl RoomWriter {
     /// Queues a batch that [`Self::prepare`] made.
     pub(super) fn submit(&mut self, batch: Batch) -> Commit {
         self.head_mut().handed += 1;
-        self.rooms.store.submit(batch)
+        let mut batches = std::mem::take(self.ahead());
+        if batches.is_empty() {
+            return self.rooms.store.submit(batch);
+        }
+        batches.push(batch);
+        let commits = self.rooms.store.submit_all(batches);
+        commits
+            .into_iter()
+            .next_back()
+            .expect("there is one for each batch")
     }
 
     /// Queues batches that [`Self::prepare`] made, in their order: a crash leaves all of them or none.
@@ -263,7 +289,7 @@ impl RoomWriter {
         self.rooms.store.submit_all(batches)
     }
 
-    async fn authorize(&mut self, event: NewEvent) -> Result<Authorized, Error> {
+    async fn authorize(&mut self, event: NewEvent) -> Result<Prepared, Error> {
         if let Some(target) = &event.redacts
             && self.head().is_fresh(target)
         {
@@ -325,35 +351,41 @@ impl RoomWriter {
 
     /// Numbers of the users, servers and types that the event names, given out now where they are new.
     async fn numbers(&self, event: &NewEvent) -> Result<Numbers, Error> {
+        let key = event.state_key.as_deref();
+        let numbers = self.numbers_of(&event.sender, &event.event_type, key);
+        let numbers = numbers.await?;
+        let is_member = event.event_type == TimelineEventType::RoomMember;
+        if is_member && key.is_some() && numbers.target.is_none() {
+            return Err(Error::Invalid("the state key is not a user ID".into()));
+        }
+        Ok(numbers)
+    }
+
+    /// The same by the fields of an event. There is no target if the state key is not a user ID.
+    pub(super) async fn numbers_of(
+        &self,
+        sender: &UserId,
+        event_type: &TimelineEventType,
+        state_key: Option<&str>,
+    ) -> Result<Numbers, Error> {
         let accounts = &self.rooms.accounts;
-        let interned = accounts.intern(&[&event.sender]).await?;
+        let interned = accounts.intern(&[sender]).await?;
         let sender = interned.first().copied().ok_or(Error::NotFound)?;
-        let event_type = self
-            .rooms
-            .numbers
-            .intern_type(&event.event_type.to_string());
+        let type_number = self.rooms.numbers.intern_type(&event_type.to_string());
         let mut target = None;
-        if event.event_type == TimelineEventType::RoomMember
-            && let Some(key) = &event.state_key
+        if *event_type == TimelineEventType::RoomMember
+            && let Some(Ok(user)) = state_key.map(<&UserId>::try_from)
         {
-            let user = UserId::parse(key)
-                .map_err(|_invalid| Error::Invalid("the state key is not a user ID".into()))?;
-            let number = accounts
-                .intern(&[&user])
-                .await?
-                .first()
-                .copied()
-                .ok_or(Error::NotFound)?;
-            let server = self.rooms.numbers.intern_server(user.server_name());
+            let interned = accounts.intern(&[user]).await?;
             target = Some(Target {
-                user: number,
-                server,
-                is_local: accounts.is_local(&user),
+                user: interned.first().copied().ok_or(Error::NotFound)?,
+                server: self.rooms.numbers.intern_server(user.server_name()),
+                is_local: accounts.is_local(user),
             });
         }
         Ok(Numbers {
             sender,
-            event_type,
+            event_type: type_number,
             target,
         })
     }
@@ -387,52 +419,66 @@ impl RoomWriter {
         result
     }
 
-    /// Adds an authorized event, and everything derived from it, in one batch. `batch` holds what the caller adds.
+    /// Adds a prepared event, and everything derived from it, in one batch. `batch` holds what the caller adds.
     ///
     /// The head moves on, so the answer must be submitted: then the event is durable when its [`Commit`] resolves. If it
     /// cannot be committed the process ends.
-    fn append(&mut self, authorized: Authorized, mut batch: Batch) -> Batch {
-        let Authorized {
-            event,
-            hash,
-            state,
-            membership,
-            redaction,
-            thread,
-            mut unread,
-        } = authorized;
+    pub(super) fn append(&mut self, prepared: Prepared, mut batch: Batch) -> Batch {
         let rooms = self.rooms.clone();
         let head = self.head_mut();
         let room = head.room;
-        head.advance(&event, state.as_ref(), membership.as_ref(), &unread);
+        let before = head.row.root;
+        head.advance(&prepared);
+        let Prepared {
+            event,
+            hash,
+            state,
+            memberships,
+            redaction,
+            thread,
+            mut unread,
+            next: _,
+            turn,
+        } = prepared;
         head.unread
-            .advance(&rooms, &event, membership.as_ref(), &mut unread);
+            .advance(&rooms, &event, &memberships, &mut unread);
         event::insert(&mut batch, room, &event, hash);
         timeline::insert(&mut batch, room, &event);
+        if let Some(turn) = &turn {
+            head.insert_turn(&mut batch, (&event, hash), turn, before);
+        }
         head::insert(&mut batch, room, &head.row);
         if let Some(state) = &state {
             state::insert(&mut batch, room, state, &hash);
         }
-        if let Some(change) = &membership {
+        let mut ahead = Vec::new();
+        for change in &memberships {
+            if batch.bytes() > MANY_BYTES {
+                ahead.push(std::mem::take(&mut batch));
+            }
             membership::insert(&mut batch, room, change);
             if change.is_local {
                 rooms.invalidate_user_rooms(&mut batch, change.user);
             }
         }
         super::relations::insert(&mut batch, room, &event, thread.as_ref());
-        let readers = unread::insert(&mut batch, room, &event, membership.as_ref(), &unread);
+        let readers = unread::insert(&mut batch, room, &event, &memberships, &unread);
         rooms.forget_unread(&mut batch, room, readers);
         if let Some(redacted) = &redaction {
             super::redact::insert(&mut batch, room, redacted);
         }
-        batch.log(LOG_EVENT, &log_entry(room, event.number));
-        batch.wake(Topic::Room(room.0));
+        if event.meta.is_visible() || event.meta.has(flag::LOCAL | flag::RELAYED) {
+            batch.log(LOG_EVENT, &log_entry(room, event.number));
+            batch.wake(Topic::Room(room.0));
+        }
         head.count(&mut batch);
+        let was_known = turn.as_ref().is_some_and(|turn| turn.was == Was::Outlier);
         let event = Arc::new(event);
         head.remember(
             &event,
             state,
             redaction.as_ref().map(|redacted| &redacted.event),
+            turn,
         );
         head.remember_threads([
             thread.as_ref(),
@@ -444,12 +490,16 @@ impl RoomWriter {
             &mut batch,
             room,
             head.row.clone(),
-            (event, hash),
+            (event, hash, was_known),
             redaction.map(|redacted| redacted.event),
         );
+        self.ahead().append(&mut ahead);
         batch
     }
 }
+
+/// Where very many memberships change at once a batch is closed above this, in bytes.
+const MANY_BYTES: usize = 800_000;
 
 /// Payload of a log entry of kind [`LOG_EVENT`]: room and event.
 fn log_entry(room: RoomNumber, event: EventNumber) -> [u8; 8] {
@@ -468,13 +518,46 @@ pub(super) fn read_log_entry(payload: &[u8]) -> Option<(RoomNumber, EventNumber)
 }
 
 impl Rooms {
+    /// Makes the head known in memory when `batch` becomes visible, and forgets the bodies that it replaces.
+    pub(super) fn publish_head(
+        &self,
+        batch: &mut Batch,
+        room: RoomNumber,
+        head: HeadRow,
+        changed: Vec<EventNumber>,
+    ) {
+        let rooms = self.clone();
+        batch.before_publish(move |position| {
+            if !changed.is_empty() {
+                rooms
+                    .caches
+                    .bodies_changed
+                    .fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
+            }
+            for event in changed {
+                rooms.caches.events.remove(&(room, event));
+            }
+            let mut all = rooms
+                .published
+                .write()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            let recent = all.get(&room).map(|published| published.recent.clone());
+            let published = Published {
+                head,
+                position,
+                recent: recent.unwrap_or_default(),
+            };
+            all.insert(room, Arc::new(published));
+        });
+    }
+
     /// Makes the head and the bodies known in memory when `batch` becomes visible.
     fn publish_with(
         &self,
         batch: &mut Batch,
         room: RoomNumber,
         head: HeadRow,
-        (event, hash): (Arc<StoredEvent>, EventHash),
+        (event, hash, was_known): (Arc<StoredEvent>, EventHash, bool),
         redacted: Option<StoredEvent>,
     ) {
         let rooms = self.clone();
@@ -483,6 +566,11 @@ impl Rooms {
             event.meta.position = position;
             let weight = event.weight();
             let (number, meta) = (event.number, event.meta.clone());
+            // Who reads an outlier that has come into the timeline must not put it back as it was.
+            let changed = &rooms.caches.bodies_changed;
+            if was_known {
+                changed.fetch_max(position.0, std::sync::atomic::Ordering::AcqRel);
+            }
             let place = super::EventPlace {
                 room,
                 event: event.number,
@@ -524,67 +612,96 @@ impl Rooms {
 }
 
 impl Head {
-    /// Moves the head on to after `event`.
-    fn advance(
-        &mut self,
-        event: &StoredEvent,
-        state: Option<&StateRows>,
-        membership: Option<&MembershipChange>,
-        unread: &unread::Counted,
-    ) {
+    /// Moves the head on to after an event.
+    fn advance(&mut self, prepared: &Prepared) {
+        let (event, unread) = (&prepared.event, &prepared.unread);
+        prepared.next.write(&mut self.row);
+        match prepared.turn.as_ref().map(|turn| turn.ends.as_ref()) {
+            None => {
+                let is_cited = |end: &EventNumber| event.meta.prev_events.contains(end);
+                self.extremities.retain(|(number, _)| !is_cited(number));
+                self.extremities
+                    .push((event.number, event.pdu.event_id.clone()));
+                if let Some((number, root)) = prepared.state.as_ref().and_then(|state| state.root) {
+                    self.set_root(number, root);
+                }
+            }
+            Some(Some(ends)) => {
+                self.extremities.clone_from(&ends.extremities);
+                self.set_root(ends.root, ends.row);
+            }
+            Some(None) => {}
+        }
         let row = &mut self.row;
-        self.extremities
-            .retain(|(number, _)| !event.meta.prev_events.contains(number));
-        self.extremities
-            .push((event.number, event.pdu.event_id.clone()));
         row.extremities = self.extremities.iter().map(|(number, _)| *number).collect();
-        row.next_event = row
-            .next_event
-            .checked_add(1)
-            .expect("a room has fewer than 2^32 events");
+        for change in prepared.memberships.iter().filter(|change| change.is_local) {
+            row.local = row.local.saturating_add_signed(change.joined());
+        }
+        if event.meta.is_accepted() {
+            row.max_depth = row.max_depth.max(event.meta.depth);
+        }
+        if !event.meta.is_visible() {
+            return;
+        }
         row.high = event.meta.index;
-        row.max_depth = row.max_depth.max(event.meta.depth);
         if unread.moves_up {
             row.bump = event.meta.index;
         }
         row.ord_all = event.meta.ord_all;
         row.ord_room = event.meta.ord_room;
         row.ord_main = unread.ord_main;
-        if let Some(change) = membership {
-            let was_joined = change.before == Some(Class::Join);
-            let is_joined = change.after == Class::Join;
-            if change.is_local {
-                row.local = row
-                    .local
-                    .saturating_add_signed(i64::from(is_joined) - i64::from(was_joined));
-            }
+    }
+
+    fn set_root(&mut self, number: RootNumber, root: state::RootRow) {
+        self.row.root = number;
+        self.row.joined = root.joined;
+        self.row.invited = root.invited;
+        self.root = root;
+    }
+
+    /// Adds what is special about an event; `before` was the current state before it.
+    fn insert_turn(
+        &mut self,
+        batch: &mut Batch,
+        (event, hash): (&StoredEvent, EventHash),
+        turn: &Turn,
+        before: RootNumber,
+    ) {
+        let room = self.room;
+        for (number, node) in &turn.made.nodes {
+            state::insert_node(batch, room, *number, node);
         }
-        let Some(state) = state else { return };
-        row.next_state = row
-            .next_state
-            .checked_add(1)
-            .expect("a room has fewer than 2^32 state events");
-        if state.is_new_key {
-            row.next_key = row
-                .next_key
-                .checked_add(1)
-                .expect("a room has fewer than 2^32 state keys");
+        for (number, root) in &turn.made.roots {
+            state::insert_root(batch, room, *number, root);
         }
-        if let Some((last, _)) = state.nodes.last() {
-            row.next_node = last
-                .0
-                .checked_add(1)
-                .expect("a room has fewer than 2^32 nodes");
+        for stub in &turn.stubs {
+            stubs::insert(batch, room, stub);
         }
-        if let Some((number, root)) = &state.root {
-            row.next_root = number
-                .0
-                .checked_add(1)
-                .expect("a room has fewer than 2^32 states");
-            row.root = *number;
-            row.joined = root.joined;
-            row.invited = root.invited;
-            self.root = *root;
+        if turn.was == Was::Stub {
+            stubs::remove(batch, room, &hash);
+        }
+        if let Some(gap) = turn.gap.as_ref().filter(|_| event.meta.is_visible()) {
+            gaps::insert(batch, room, event.meta.index, gap);
+        }
+        if turn.takes_up {
+            self.row.taken_up = event.meta.index;
+        }
+        let Some(ends) = &turn.ends else { return };
+        let shown = match event.meta.is_visible() {
+            true => event.meta.root_after,
+            false => before,
+        };
+        if ends.root != shown {
+            forks::insert(batch, room, ends.root);
+            self.row.forks = self.row.forks.saturating_add(1);
+        }
+        if ends.root != before && !ends.is_step {
+            let mut payload = [0; 12];
+            payload[..4].copy_from_slice(&room.0.to_be_bytes());
+            payload[4..8].copy_from_slice(&before.0.to_be_bytes());
+            payload[8..].copy_from_slice(&ends.root.0.to_be_bytes());
+            batch.log(LOG_STATE, &payload);
+            batch.wake(Topic::Room(room.0));
         }
     }
 
@@ -602,12 +719,22 @@ impl Head {
         event: &Arc<StoredEvent>,
         state: Option<StateRows>,
         redacted: Option<&StoredEvent>,
+        turn: Option<Box<Turn>>,
     ) {
-        if state.is_some() {
+        let ends = turn.as_ref().map(|turn| turn.ends.as_ref());
+        let is_step = |ends: Option<&Ends>| ends.is_some_and(|ends| ends.is_step);
+        let is_current = ends.is_none_or(is_step);
+        if matches!(ends, Some(Some(ends)) if !ends.is_step) {
+            self.forget_state();
+        }
+        if state.is_some() && is_current {
             self.forget_levels(event.meta.event_type);
         }
         if let Some(redacted) = redacted {
             self.forget_levels(redacted.meta.event_type);
+        }
+        if let Some(turn) = turn {
+            self.remember_turn(*turn);
         }
         let [newer, _] = &mut self.fresh;
         newer.events.insert(event.number, Arc::clone(event));
@@ -625,9 +752,49 @@ impl Head {
         }
         let Some(state) = state else { return };
         let key = state.key.clone();
-        self.known
-            .insert(key.clone(), Some((state.state, Arc::clone(event))));
+        if is_current {
+            self.known
+                .insert(key.clone(), Some((state.state, Arc::clone(event))));
+        }
         newer.key_numbers.insert(key, state.graph.key);
+        newer.graph.insert(state.state, Arc::new(state.graph));
+        newer.nodes.extend(state.nodes);
+        newer.roots.extend(state.root);
+    }
+
+    fn remember_turn(&mut self, turn: Turn) {
+        self.remember_made(turn.made);
+        let [newer, _] = &mut self.fresh;
+        newer.add_stubs(&turn.stubs);
+    }
+
+    pub(super) fn remember_made(&mut self, made: Made) {
+        self.remember_resolved(made.resolved);
+        let [newer, _] = &mut self.fresh;
+        newer.nodes.extend(made.nodes);
+        newer.roots.extend(made.roots);
+    }
+
+    /// Keeps an event that changes nothing of what the room is now until it is published.
+    pub(super) fn remember_apart(&mut self, prepared: Prepared) {
+        if let Some(turn) = prepared.turn {
+            self.remember_turn(*turn);
+        }
+        self.remember_threads([prepared.thread.as_ref(), None]);
+        let [newer, _] = &mut self.fresh;
+        let event = Arc::new(prepared.event);
+        let id = event.pdu.event_id.clone();
+        newer.event_numbers.insert(id, event.number);
+        newer.events.insert(event.number, event);
+        if let Some(redacted) = prepared.redaction {
+            let number = redacted.event.number;
+            self.forget_state();
+            let [newer, _] = &mut self.fresh;
+            newer.events.insert(number, Arc::new(redacted.event));
+        }
+        let Some(state) = prepared.state else { return };
+        let [newer, _] = &mut self.fresh;
+        newer.key_numbers.insert(state.key, state.graph.key);
         newer.graph.insert(state.state, Arc::new(state.graph));
         newer.nodes.extend(state.nodes);
         newer.roots.extend(state.root);

@@ -62,19 +62,14 @@ async fn get_alias(
             let Some(row) = rooms.alias(snapshot, &request.room_alias)? else {
                 return Ok(None);
             };
-            let servers = rooms.servers(snapshot, row.room)?;
-            let servers = servers
-                .into_iter()
-                .filter_map(|server| rooms.server_name(server));
-            Ok(rooms
-                .room_id(row.room)
-                .map(|room_id| (room_id, servers.collect::<Vec<_>>())))
+            // The first is asked first: this server knows the room.
+            let mut servers = vec![rooms.own_name().to_owned()];
+            servers.extend(rooms.servers(snapshot, row.room)?);
+            Ok(rooms.room_id(row.room).map(|room_id| (room_id, servers)))
         })
         .await?;
-    let (room_id, mut servers) =
+    let (room_id, servers) =
         found.ok_or_else(|| Error::not_found("There is no such room alias"))?;
-    // The first is asked first: this server knows the room.
-    servers.sort_by_key(|name| name != server.rooms.own_name());
     Ok(get_alias::v3::Response::new(room_id, servers))
 }
 

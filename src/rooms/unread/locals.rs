@@ -81,9 +81,10 @@ impl Locals {
         Ok(locals)
     }
 
-    /// Follows a membership event of `user`.
-    pub(super) fn change(&mut self, rooms: &Rooms, user: UserNumber, pdu: &Pdu) {
+    /// Follows a change of the membership of `user`; `None`: there is none any more.
+    pub(super) fn change(&mut self, rooms: &Rooms, user: UserNumber, pdu: Option<&Pdu>) {
         self.remove(user);
+        let Some(pdu) = pdu else { return };
         let id = pdu
             .state_key
             .as_deref()

@@ -1,0 +1,95 @@
+//! Gaps in a timeline: places before which events are missing, with the IDs of those that come next.
+//!
+//! A gap stands at the index of the event after it. Below it 2^32 indexes are free, which later history fills from above;
+//! at the start of the timeline there is no end to them. engine.md section 5.4.
+
+use ruma::{EventId, OwnedEventId};
+
+use super::{
+    Error, RoomNumber, Rooms,
+    event::{EventHash, Reader, hash_of, id_of, put_varint},
+};
+use crate::storage::{Batch, Family, Index, Order, Record, Snapshot, Table};
+
+static GAPS: Table<(RoomNumber, Index), GapRow> = Table::new("gaps", Family::Timeline, b'g');
+
+/// Indexes that a gap leaves free.
+pub(super) const GAP_WIDTH: i64 = 1 << 32;
+/// Most events that one gap names: what is missing beyond that is found on the way.
+const MAX_MISSING: usize = 100;
+
+/// The events that are missing, those that come next first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct GapRow(Vec<EventHash>);
+
+impl Record for GapRow {
+    fn encode(&self, to: &mut Vec<u8>) {
+        put_varint(to, self.0.len() as u64);
+        for hash in &self.0 {
+            to.extend_from_slice(hash);
+        }
+    }
+    fn decode(from: &[u8]) -> Result<Self, String> {
+        let mut reader = Reader(from);
+        let mut missing = Vec::new();
+        for _ in 0..reader.varint()? {
+            missing.push(reader.array()?);
+        }
+        Ok(Self(missing))
+    }
+}
+
+/// A place in a timeline before which events are missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub room: RoomNumber,
+    /// That of the event after the gap.
+    pub index: i64,
+    /// Where to ask on.
+    pub missing: Vec<OwnedEventId>,
+}
+
+impl GapRow {
+    pub(super) fn of<'a>(missing: impl IntoIterator<Item = &'a EventId>) -> Self {
+        let mut hashes: Vec<_> = missing.into_iter().filter_map(hash_of).collect();
+        hashes.sort_unstable();
+        hashes.dedup();
+        hashes.truncate(MAX_MISSING);
+        Self(hashes)
+    }
+
+    pub(super) fn ids(&self) -> Vec<OwnedEventId> {
+        self.0.iter().map(id_of).collect()
+    }
+}
+
+pub(super) fn insert(batch: &mut Batch, room: RoomNumber, index: i64, gap: &GapRow) {
+    batch.put(&GAPS, &(room, Index(index)), gap);
+}
+
+pub(super) fn remove(batch: &mut Batch, room: RoomNumber, index: i64) {
+    batch.delete(&GAPS, &(room, Index(index)));
+}
+
+/// Whether events are missing right before an index.
+pub(super) fn is_before(snapshot: &Snapshot, room: RoomNumber, index: i64) -> Result<bool, Error> {
+    Ok(snapshot.has(&GAPS, &(room, Index(index)))?)
+}
+
+impl Rooms {
+    /// The next gap in a timeline on the way back from `index`, itself included.
+    pub fn gap_at_or_below(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        index: i64,
+    ) -> Result<Option<Gap>, Error> {
+        let range = GAPS.through(&(room, Index(index)), &(room,));
+        let found = snapshot.first(range, Order::Backward)?;
+        Ok(found.map(|((_, Index(index)), gap)| Gap {
+            room,
+            index,
+            missing: gap.ids(),
+        }))
+    }
+}

@@ -1,0 +1,257 @@
+//! Taking in events of other servers.
+//!
+//! Nothing here waits for the network: where the room lacks an event it says which, and the caller asks again once it is
+//! there. An event that is settled has an outcome that is stored with it and never guessed again. engine.md section 6.3.
+//!
+//! Spec: s2s, "Checks performed on receipt of a PDU".
+
+mod history;
+pub(super) mod judge;
+mod outliers;
+mod told;
+
+use std::sync::Arc;
+
+use ruma::{EventId, OwnedEventId};
+
+pub use self::history::HistoryEvent;
+use self::judge::{Arrival, Place, Verdict};
+use super::{
+    Error, RoomNumber, RoomWriter, Rooms, StoredEvent,
+    event::{self, flag, hash_of},
+    state,
+    writer::place::Prepared,
+};
+use crate::{
+    events::{AuthError, EventNumber, Pdu, Verified, redact},
+    storage::{Batch, Commit, Snapshot},
+};
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was settled before.
+    Known,
+    Accepted,
+    /// A part of the graph, but not shown, and not cited by events of ours.
+    SoftFailed,
+    /// Refused by the rules: stored, without effect on the state.
+    Rejected,
+}
+
+/// How far an event was taken in.
+pub enum Received {
+    /// The batch of the caller was used.
+    Settled {
+        outcome: Outcome,
+        event: Arc<StoredEvent>,
+        /// `None`: there was nothing to write.
+        commit: Option<Commit>,
+    },
+    /// These auth events are not known. Nothing has changed.
+    MissingAuth(Vec<OwnedEventId>),
+    /// All auth events are known; these previous events are not. Nothing has changed.
+    MissingPrev(Vec<OwnedEventId>),
+}
+
+/// How an event came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// By the servers that take part in the room.
+    Live,
+    /// The same, and the room's policy server has not signed it: soft-failed if it is not rejected.
+    Unsigned,
+    /// A join, leave or knock that its server gave to this one to be sent on: taken only if it is allowed.
+    Vouched,
+    /// A join of a user of this server that another server has accepted: taken only if it is allowed.
+    Answered,
+}
+
+/// Nodes of a state that one batch writes.
+const NODES_PER_BATCH: usize = 1_000;
+
+impl RoomWriter {
+    /// Takes in a verified event of this room.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if it belongs to another room, [`Error::NotAllowed`] for a vouched event that is refused: then
+    /// nothing has changed.
+    pub async fn receive(
+        &mut self,
+        event: Verified,
+        intake: Intake,
+        batch: Batch,
+    ) -> Result<Received, Error> {
+        let arrival = self.arrival(event.into_pdu(), intake, None).await?;
+        self.take_in(arrival, batch).await
+    }
+
+    /// Takes in an event some of whose previous events cannot be had, after the state that another server says was before
+    /// it. All events of that state must be known. The place is marked as a gap.
+    ///
+    /// # Errors
+    /// As [`Self::receive`]; [`Error::Invalid`] if an event of the state is not known.
+    pub async fn receive_after_gap(
+        &mut self,
+        event: Verified,
+        state_before: &[OwnedEventId],
+        batch: Batch,
+    ) -> Result<Received, Error> {
+        let told = Some(state_before.to_vec());
+        let arrival = self.arrival(event.into_pdu(), Intake::Live, told).await?;
+        self.take_in(arrival, batch).await
+    }
+
+    pub(super) async fn take_in(
+        &mut self,
+        arrival: Arrival,
+        batch: Batch,
+    ) -> Result<Received, Error> {
+        let intake = arrival.intake;
+        let verdict = self
+            .with_source(move |head, source| judge::judge(head, source, &arrival))
+            .await?;
+        let (mut prepared, refused) = match verdict {
+            Verdict::Known(event) => {
+                let commit = (!batch.is_empty()).then(|| self.rooms().store.submit(batch));
+                return Ok(Received::Settled {
+                    outcome: Outcome::Known,
+                    event,
+                    commit,
+                });
+            }
+            Verdict::MissingAuth(missing) => return Ok(Received::MissingAuth(missing)),
+            Verdict::MissingPrev(missing) => return Ok(Received::MissingPrev(missing)),
+            Verdict::Settled(prepared, refused) => (prepared, refused),
+        };
+        if let (Intake::Vouched | Intake::Answered, Some(error)) = (intake, refused) {
+            return Err(Error::NotAllowed(error));
+        }
+        self.write_ahead(&mut prepared);
+        let number = prepared.event.number;
+        let outcome = outcome(&prepared.event);
+        let batch = self.append(*prepared, batch);
+        let commit = Some(self.submit(batch));
+        let event = self.head().fresh.iter();
+        let event = event.filter_map(|fresh| fresh.events.get(&number)).next();
+        let event = Arc::clone(event.expect("what was appended is in flight"));
+        Ok(Received::Settled {
+            outcome,
+            event,
+            commit,
+        })
+    }
+
+    /// Writes most nodes of a very different state in batches of their own. Nothing refers to them yet.
+    fn write_ahead(&mut self, prepared: &mut Prepared) {
+        let room = self.room();
+        let Some(turn) = &mut prepared.turn else {
+            return;
+        };
+        while turn.made.nodes.len() > NODES_PER_BATCH {
+            let rest = turn.made.nodes.split_off(NODES_PER_BATCH);
+            let mut batch = Batch::new();
+            let [newer, _] = &mut self.head_mut().fresh;
+            for (number, node) in std::mem::replace(&mut turn.made.nodes, rest) {
+                state::insert_node(&mut batch, room, number, &node);
+                newer.nodes.insert(number, node);
+            }
+            drop(self.rooms().store.submit(batch));
+        }
+    }
+
+    /// An event with its numbers, as far as it has any.
+    pub(super) async fn arrival(
+        &mut self,
+        pdu: Pdu,
+        intake: Intake,
+        told: Option<Vec<OwnedEventId>>,
+    ) -> Result<Arrival, Error> {
+        self.check_room(&pdu)?;
+        let target = redact::target(&pdu, &self.rules().redaction);
+        if target.is_some_and(|target| self.head().is_fresh(&target)) {
+            // Its rows are written again, with the position that it does not have yet.
+            self.settled().await?;
+        }
+        let key = pdu.state_key.as_deref();
+        let numbers = self.numbers_of(&pdu.sender, &pdu.event_type, key).await?;
+        Ok(Arrival {
+            hash: hash_of(&pdu.event_id).ok_or(Error::UnsupportedVersion)?,
+            own: self.own_number(&pdu.event_id)?,
+            pdu: Arc::new(pdu),
+            numbers,
+            intake,
+            told,
+            place: Place::Live,
+        })
+    }
+
+    fn check_room(&self, pdu: &Pdu) -> Result<(), Error> {
+        let head = self.head();
+        let is_here = match &pdu.room_id {
+            Some(room_id) => *room_id == head.room_id,
+            None => super::resolution::create_event_id(&head.room_id)
+                .is_some_and(|create| create == pdu.event_id),
+        };
+        match is_here {
+            true => Ok(()),
+            false => Err(Error::Invalid("the event belongs to another room".into())),
+        }
+    }
+
+    /// The number of an event of this room, if it was ever mentioned. A filter in memory answers for most that are new.
+    fn own_number(&self, event_id: &EventId) -> Result<Option<EventNumber>, Error> {
+        let snapshot = self.rooms().store.snapshot()?;
+        let source = self.head().source(self.rooms(), Some(&snapshot));
+        source.event_number(event_id)
+    }
+}
+
+/// What became of an event when it was stored.
+fn outcome(event: &StoredEvent) -> Outcome {
+    if event.meta.is_rejected() {
+        Outcome::Rejected
+    } else if event.meta.has(flag::SOFT_FAILED) {
+        Outcome::SoftFailed
+    } else {
+        Outcome::Accepted
+    }
+}
+
+impl Rooms {
+    /// Those of the events that are not stored here.
+    pub fn unknown(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        event_ids: &[OwnedEventId],
+    ) -> Result<Vec<OwnedEventId>, Error> {
+        let hashes: Vec<_> = event_ids.iter().map(|id| hash_of(id)).collect();
+        let keys: Vec<_> = hashes.iter().flatten().map(|hash| (*hash,)).collect();
+        let mut places = snapshot.get_many(&event::EVENT_IDS, &keys)?.into_iter();
+        let mut unknown = Vec::new();
+        for (id, hash) in event_ids.iter().zip(hashes) {
+            let place = hash.and_then(|_| places.next().flatten());
+            if place.is_none_or(|place| place.room != room) {
+                unknown.push(id.clone());
+            }
+        }
+        Ok(unknown)
+    }
+
+    /// The version rules of a room that is here.
+    pub fn rules_of(
+        &self,
+        room: RoomNumber,
+    ) -> Result<&'static ruma::room_version_rules::RoomVersionRules, Error> {
+        let published = self.published(room).ok_or(Error::NotFound)?;
+        let version = ruma::RoomVersionId::try_from(published.head.version.as_str());
+        let version = version.map_err(|_invalid| Error::UnsupportedVersion)?;
+        crate::events::version::rules(&version).ok_or(Error::UnsupportedVersion)
+    }
+}
+
+/// A refusal, in the words of the authorization rules.
+fn refused(text: &str) -> AuthError {
+    AuthError::Refused(text.to_owned())
+}

@@ -1,0 +1,232 @@
+//! Older events, which fill a gap of the timeline from above.
+//!
+//! They have no position and change nothing of what the room is now: no client is woken, nothing is counted as unread.
+//! All of a call is written at once, so a gap is never half moved. engine.md section 5.4.
+
+use std::collections::BTreeSet;
+
+use ruma::OwnedEventId;
+
+use super::{Intake, Place, Verdict, judge};
+use crate::{
+    events::Verified,
+    rooms::{
+        Error, RoomNumber, RoomWriter, StoredEvent,
+        draft::{Draft, Made},
+        event,
+        gaps::{self, Gap, GapRow},
+        head, redact, relations, state, stubs, timeline,
+        writer::place::{Prepared, Was},
+    },
+    storage::{Batch, Order, Snapshot},
+};
+
+/// A batch is closed above this, in bytes.
+const BATCH_BYTES: usize = 500_000;
+
+/// An older event.
+#[derive(Debug)]
+pub struct HistoryEvent {
+    pub event: Verified,
+    /// The state before it as another server tells it, where its previous events stay unknown.
+    pub state_before: Option<Vec<OwnedEventId>>,
+}
+
+/// What was read of a gap.
+struct Edge {
+    missing: Vec<OwnedEventId>,
+    /// Ordinals of what lies below.
+    ord_all: u64,
+    ord_room: u64,
+}
+
+/// What came of older events.
+struct Filled {
+    prepared: Vec<Box<Prepared>>,
+    made: Made,
+    missing: Vec<OwnedEventId>,
+}
+
+impl RoomWriter {
+    /// Takes in events that belong right below a gap: the oldest first, each after its previous events. What has neither its
+    /// previous events nor a state before it is passed over. The answer is the gap that is left, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if a state names an event that is not known.
+    pub async fn receive_history(
+        &mut self,
+        gap: &Gap,
+        events: Vec<HistoryEvent>,
+    ) -> Result<Option<Gap>, Error> {
+        self.settled().await?;
+        let (room, index) = (self.room(), gap.index);
+        let rooms = self.rooms().clone();
+        let read = move |snapshot: &Snapshot| edge(&rooms, snapshot, room, index);
+        let Some(edge) = self.rooms().store.read(read).await? else {
+            // Somebody else has filled it.
+            return Ok(None);
+        };
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let lowest = index.saturating_sub(count);
+        let mut arrivals = Vec::with_capacity(events.len());
+        for (event, at) in events.into_iter().zip(0_i64..) {
+            let pdu = event.event.into_pdu();
+            let arrival = self.arrival(pdu, Intake::Live, event.state_before).await;
+            let Ok(mut arrival) = arrival else { continue };
+            arrival.place = Place::Past {
+                index: lowest.saturating_add(at),
+                ord_all: edge.ord_all,
+                ord_room: edge.ord_room,
+            };
+            arrivals.push(arrival);
+        }
+        let filled = self
+            .with_source(move |head, source| {
+                let draft = Draft::new(head);
+                let mut missing: BTreeSet<OwnedEventId> = edge.missing.iter().cloned().collect();
+                let mut prepared = Vec::new();
+                let source_with = source.with_draft(&draft);
+                for arrival in &arrivals {
+                    if let Verdict::Settled(settled, _) =
+                        judge::judge_past(head, &source_with, &draft, arrival)?
+                    {
+                        missing.extend(arrival.pdu.prev_events.iter().cloned());
+                        prepared.push(settled);
+                    }
+                }
+                let mut still = Vec::new();
+                for id in missing {
+                    let event = match source_with.event_number(&id)? {
+                        Some(number) => source_with.event(number)?,
+                        None => None,
+                    };
+                    if event.is_none_or(|event| event.meta.has(event::flag::OUTLIER)) {
+                        still.push(id);
+                    }
+                }
+                Ok(Filled {
+                    prepared,
+                    missing: still,
+                    made: draft.into_made().0,
+                })
+            })
+            .await?;
+        self.append_history(index, filled).await
+    }
+
+    async fn append_history(&mut self, index: i64, filled: Filled) -> Result<Option<Gap>, Error> {
+        let rooms = self.rooms().clone();
+        let head = self.head_mut();
+        let room = head.room;
+        let visible = filled
+            .prepared
+            .iter()
+            .filter(|past| past.event.meta.is_visible());
+        let lowest = visible.map(|past| past.event.meta.index).min();
+        let left = (!filled.missing.is_empty()).then(|| Gap {
+            room,
+            index: lowest.unwrap_or(index),
+            missing: filled.missing,
+        });
+        let mut batches = vec![Batch::new()];
+        let mut batch = batches.last_mut();
+        if let Some(batch) = &mut batch {
+            gaps::remove(batch, room, index);
+            if let Some(left) = &left {
+                let row = GapRow::of(left.missing.iter().map(|id| &**id));
+                gaps::insert(batch, room, left.index, &row);
+            }
+            for (number, root) in &filled.made.roots {
+                state::insert_root(batch, room, *number, root);
+            }
+        }
+        for (number, node) in &filled.made.nodes {
+            state::insert_node(open(&mut batches), room, *number, node);
+        }
+        head.remember_made(filled.made);
+        let mut changed = Vec::new();
+        for past in &filled.prepared {
+            insert(open(&mut batches), room, past);
+            let turn = past.turn.as_ref();
+            if turn.is_some_and(|turn| turn.was == Was::Outlier) {
+                changed.push(past.event.number);
+            }
+            changed.extend(
+                past.redaction
+                    .as_ref()
+                    .map(|redacted| redacted.event.number),
+            );
+        }
+        if let Some(last) = filled.prepared.last() {
+            last.next.write(&mut head.row);
+        }
+        if let Some(lowest) = lowest {
+            head.row.low = head.row.low.min(lowest);
+        }
+        for past in filled.prepared {
+            head.remember_apart(*past);
+        }
+        if let Some(last) = batches.last_mut() {
+            head::insert(last, room, &head.row);
+            rooms.publish_head(last, room, head.row.clone(), changed);
+        }
+        for batch in &mut batches {
+            head.count(batch);
+        }
+        for commit in self.submit_all(batches) {
+            commit.await?;
+        }
+        Ok(left)
+    }
+}
+
+/// The batch that is written to.
+fn open(batches: &mut Vec<Batch>) -> &mut Batch {
+    if batches.last().is_none_or(|last| last.bytes() > BATCH_BYTES) {
+        batches.push(Batch::new());
+    }
+    batches.last_mut().expect("one was just added")
+}
+
+fn insert(batch: &mut Batch, room: RoomNumber, past: &Prepared) {
+    event::insert_past(batch, room, &past.event, past.hash);
+    timeline::insert_past(batch, room, &past.event);
+    if let Some(state) = &past.state {
+        state::insert(batch, room, state, &past.hash);
+    }
+    if let Some(turn) = &past.turn {
+        for stub in &turn.stubs {
+            stubs::insert(batch, room, stub);
+        }
+        if turn.was == Was::Stub {
+            stubs::remove(batch, room, &past.hash);
+        }
+    }
+    relations::insert(batch, room, &past.event, past.thread.as_ref());
+    if let Some(redacted) = &past.redaction {
+        redact::insert(batch, room, redacted);
+    }
+}
+
+/// The gap at an index as it is now, and the ordinals of what lies below it.
+fn edge(
+    rooms: &crate::rooms::Rooms,
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    index: i64,
+) -> Result<Option<Edge>, Error> {
+    let found = rooms.gap_at_or_below(snapshot, room, index)?;
+    let Some(gap) = found.filter(|gap| gap.index == index) else {
+        return Ok(None);
+    };
+    let below = rooms
+        .timeline(snapshot, room, index, Order::Backward, 1)?
+        .pop();
+    let ordinals = |event: &StoredEvent| (event.meta.ord_all, event.meta.ord_room);
+    let (ord_all, ord_room) = below.map_or((0, 0), |below| ordinals(&below.event));
+    Ok(Some(Edge {
+        missing: gap.missing,
+        ord_all,
+        ord_room,
+    }))
+}

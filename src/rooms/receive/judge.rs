@@ -1,0 +1,838 @@
+//! The checks of a received event, in their order, and everything that follows from their outcome.
+//!
+//! Nothing here changes anything, so it can run again when a row turns out not to be in memory.
+
+use std::sync::Arc;
+
+use ruma::{
+    CanonicalJsonObject, EventId, OwnedEventId,
+    events::{StateEventType, TimelineEventType},
+};
+use smallvec::SmallVec;
+
+use super::{Intake, refused, told};
+use crate::{
+    events::{AuthError, EventNumber, Pdu, PowerLevels, auth, redact::target},
+    rooms::{
+        Error, StoredEvent, TypeNumber,
+        draft::Draft,
+        event::{self, EventHash, EventMeta, flag, hash_of},
+        gaps::{GAP_WIDTH, GapRow},
+        head::Head,
+        redact::{self, Redacted},
+        relations,
+        resolution::{self, create_event_id, key_of},
+        state::{Source, StateRows},
+        stubs::{self, Stub},
+        threads::ThreadChange,
+        unread,
+        writer::place::{self, Basis, Current, Numbered, Numbers, Prepared, Site, Turn, Was},
+    },
+};
+
+/// An event that has come.
+pub(in crate::rooms) struct Arrival {
+    pub(super) pdu: Arc<Pdu>,
+    pub(super) hash: EventHash,
+    /// Its number, if it was mentioned before.
+    pub(super) own: Option<EventNumber>,
+    pub(super) numbers: Numbers,
+    pub(super) intake: Intake,
+    /// The state before it, where previous events are missing.
+    pub(super) told: Option<Vec<OwnedEventId>>,
+    pub(in crate::rooms) place: Place,
+}
+
+/// Where an event goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::rooms) enum Place {
+    /// On top of the timeline.
+    Live,
+    /// At the top, as the only extremity: with it this server comes to the room, or comes back.
+    TakingUp,
+    /// Among the history, at this index and with these ordinals. What the room is now does not change.
+    Past {
+        index: i64,
+        ord_all: u64,
+        ord_room: u64,
+    },
+    /// Nowhere: it is a part of states and auth chains only.
+    Outlier,
+}
+
+/// What is to be done with an event.
+pub(super) enum Verdict {
+    Known(Arc<StoredEvent>),
+    MissingAuth(Vec<OwnedEventId>),
+    MissingPrev(Vec<OwnedEventId>),
+    /// To be stored; and why it is not allowed, if so.
+    Settled(Box<Prepared>, Option<AuthError>),
+}
+
+/// Judges an event that stays apart from the graph, adding it to the draft.
+pub(super) fn judge_outlier(
+    head: &Head,
+    source: &Source<'_>,
+    draft: &Draft,
+    arrival: &Arrival,
+) -> Result<Verdict, Error> {
+    Court::new(head, source, draft, arrival)?.judge_outlier()
+}
+
+/// Judges an event of the history, adding it to the draft.
+pub(super) fn judge_past(
+    head: &Head,
+    source: &Source<'_>,
+    draft: &Draft,
+    arrival: &Arrival,
+) -> Result<Verdict, Error> {
+    Court::new(head, source, draft, arrival)?.judge()
+}
+
+/// Judges an event.
+pub(super) fn judge(head: &Head, source: &Source<'_>, arrival: &Arrival) -> Result<Verdict, Error> {
+    let draft = Draft::new(head);
+    let verdict = {
+        let source = source.with_draft(&draft);
+        Court::new(head, &source, &draft, arrival)?.judge()?
+    };
+    Ok(match verdict {
+        Verdict::Settled(prepared, error) => {
+            Verdict::Settled(Box::new(prepared.with(draft)), error)
+        }
+        other => other,
+    })
+}
+
+/// What an event is judged with.
+struct Court<'a> {
+    head: &'a Head,
+    source: &'a Source<'a>,
+    draft: &'a Draft,
+    arrival: &'a Arrival,
+    own: Option<EventNumber>,
+    /// The event as it was stored before: an outlier.
+    known: Option<Arc<StoredEvent>>,
+}
+
+/// The events that an event cites as auth events.
+type AuthEvents = SmallVec<[Arc<StoredEvent>; 6]>;
+
+/// The state that the rules look at for an event, by key.
+type Looked = SmallVec<[(StateEventType, String, Current); 6]>;
+
+/// Which check an event failed, as a flag, and why.
+type Failure = Option<(u32, AuthError)>;
+
+/// The previous events.
+#[derive(Default)]
+struct Prevs {
+    known: SmallVec<[EventNumber; 2]>,
+    missing: Vec<OwnedEventId>,
+}
+
+impl<'a> Court<'a> {
+    fn new(
+        head: &'a Head,
+        source: &'a Source<'a>,
+        draft: &'a Draft,
+        arrival: &'a Arrival,
+    ) -> Result<Self, Error> {
+        // It may have been mentioned by another event of the same draft.
+        let id = &arrival.pdu.event_id;
+        let drafted = source.unpublished(|fresh| fresh.event_numbers.get(id).copied());
+        let own = drafted.or(arrival.own);
+        let known = match own {
+            Some(number) => source.event(number)?,
+            None => None,
+        };
+        Ok(Self {
+            head,
+            source,
+            draft,
+            arrival,
+            own,
+            known,
+        })
+    }
+
+    fn judge_outlier(&self) -> Result<Verdict, Error> {
+        if let Some(known) = &self.known {
+            return Ok(Verdict::Known(Arc::clone(known)));
+        }
+        let auth_events = match self.auth_events()? {
+            Ok(auth_events) => auth_events,
+            Err(missing) => return Ok(Verdict::MissingAuth(missing)),
+        };
+        let checked = match self.check_independent(&auth_events)? {
+            Ok(()) => self.check_by_auth_events(&auth_events)?,
+            refused => refused,
+        };
+        let failure = match checked {
+            Ok(()) => (flag::OUTLIER, None),
+            Err(error) => (flag::OUTLIER | flag::REJECTED_BY_AUTH_EVENTS, Some(error)),
+        };
+        self.apart(&auth_events, failure)
+    }
+
+    fn judge(&self) -> Result<Verdict, Error> {
+        if let Some(known) = &self.known
+            && !known.meta.has(flag::OUTLIER)
+        {
+            return Ok(Verdict::Known(Arc::clone(known)));
+        }
+        let auth_events = match self.auth_events()? {
+            Ok(auth_events) => auth_events,
+            Err(missing) => return Ok(Verdict::MissingAuth(missing)),
+        };
+        let prevs = self.prevs()?;
+        let independent = self.check_independent(&auth_events)?;
+        if !prevs.missing.is_empty() && self.arrival.told.is_none() {
+            let failure = match independent {
+                Err(error) => Err(error),
+                Ok(()) => self.check_by_auth_events(&auth_events)?,
+            };
+            return match (failure, &self.known) {
+                (Ok(()), _) => Ok(Verdict::MissingPrev(prevs.missing)),
+                (Err(_), Some(known)) => Ok(Verdict::Known(Arc::clone(known))),
+                (Err(error), None) => {
+                    let flags = flag::OUTLIER | flag::REJECTED_BY_AUTH_EVENTS;
+                    self.apart(&auth_events, (flags, Some(error)))
+                }
+            };
+        }
+        let site = Site {
+            head: self.head,
+            source: self.source,
+            basis: self.basis(&prevs)?,
+            next: self.draft.counters(),
+        };
+        let (flags, error) = self.check(&site, independent, &auth_events)?.unzip();
+        let failure = (flags.unwrap_or_default(), error);
+        self.settle(site, (&auth_events, &prevs), failure)
+    }
+
+    fn rules(&self) -> &'static ruma::room_version_rules::AuthorizationRules {
+        &self.head.rules.authorization
+    }
+
+    fn auth_events(&self) -> Result<Result<AuthEvents, Vec<OwnedEventId>>, Error> {
+        let mut found = AuthEvents::new();
+        let mut missing = Vec::new();
+        for id in &self.arrival.pdu.auth_events {
+            let event = match self.source.event_number(id)? {
+                Some(number) => self.source.event(number)?,
+                None => None,
+            };
+            match event {
+                Some(event) => found.push(event),
+                None => missing.push(id.clone()),
+            }
+        }
+        Ok(match missing.is_empty() {
+            true => Ok(found),
+            false => Err(missing),
+        })
+    }
+
+    fn prevs(&self) -> Result<Prevs, Error> {
+        let mut prevs = Prevs::default();
+        for id in &self.arrival.pdu.prev_events {
+            let ends = &self.head.extremities;
+            if let Some((end, _)) = ends.iter().find(|(_, end)| end == id) {
+                prevs.known.push(*end);
+                continue;
+            }
+            let event = match self.source.event_number(id)? {
+                Some(number) => self.source.event(number)?,
+                None => None,
+            };
+            match event.filter(|event| !event.meta.has(flag::OUTLIER)) {
+                Some(event) => prevs.known.push(event.number),
+                None => prevs.missing.push(id.clone()),
+            }
+        }
+        prevs.known.sort_unstable();
+        prevs.known.dedup();
+        Ok(prevs)
+    }
+
+    /// The state before the event.
+    fn basis(&self, prevs: &Prevs) -> Result<Basis, Error> {
+        let ends = &self.head.extremities;
+        let is_end = |prev| ends.iter().any(|(end, _)| end == prev);
+        if prevs.missing.is_empty()
+            && prevs.known.len() == ends.len()
+            && prevs.known.iter().all(is_end)
+        {
+            return Ok(Basis::current(self.head));
+        }
+        let (head, source, draft) = (self.head, self.source, self.draft);
+        let told = self
+            .arrival
+            .told
+            .as_ref()
+            .filter(|_| !prevs.missing.is_empty());
+        let Some(told) = told else {
+            return Basis::after(head, source, draft, &prevs.known);
+        };
+        let like = (head.row.root, head.root);
+        let root = told::root(head, source, draft, (like, told))?;
+        let mut roots = vec![root.0];
+        for prev in &prevs.known {
+            roots.push(place::event(source, *prev)?.meta.root_after);
+        }
+        Ok(resolution::resolve(head, source, draft, &roots)?.into())
+    }
+
+    /// The rules that need no state.
+    fn check_independent(&self, auth_events: &AuthEvents) -> Result<Result<(), AuthError>, Error> {
+        let pdu = &self.arrival.pdu;
+        if pdu.rejected {
+            return Ok(Err(refused("an identifier is too long")));
+        }
+        let create = self.create()?;
+        let found = |id: &EventId| {
+            let cited = auth_events.iter().find(|event| event.pdu.event_id == id);
+            let create = create.as_ref().filter(|event| event.pdu.event_id == id);
+            cited.or(create).map(|event| Arc::clone(&event.pdu))
+        };
+        Ok(auth::check_independent(self.rules(), pdu, found))
+    }
+
+    /// The create event where the room's ID stands for it, and no event cites it.
+    fn create(&self) -> Result<Option<Arc<StoredEvent>>, Error> {
+        if !self.rules().room_create_event_id_as_room_id {
+            return Ok(None);
+        }
+        if let Some(key) = self.source.rooms.state_key("m.room.create", "")
+            && let Some((_, event)) = self.head.state(self.source, &key)?
+        {
+            return Ok(Some(event));
+        }
+        let Some(id) = create_event_id(&self.head.room_id) else {
+            return Ok(None);
+        };
+        match self.source.event_number(&id)? {
+            Some(number) => self.source.event(number),
+            None => Ok(None),
+        }
+    }
+
+    /// The rules at the state that the auth events are.
+    fn check_by_auth_events(
+        &self,
+        auth_events: &AuthEvents,
+    ) -> Result<Result<(), AuthError>, Error> {
+        let create = self.create()?;
+        let fetch = |event_type: &StateEventType, key: &str| {
+            let wanted = TimelineEventType::from(event_type.to_string());
+            let is_it = |event: &&Arc<StoredEvent>| {
+                event.pdu.event_type == wanted && event.pdu.state_key.as_deref() == Some(key)
+            };
+            let found = auth_events.iter().chain(&create).find(is_it);
+            found.map(|event| Arc::clone(&event.pdu))
+        };
+        Ok(auth::check(self.rules(), &self.arrival.pdu, fetch))
+    }
+
+    /// The state that the rules look at, as it is at the site of the event.
+    fn looked_at(&self, site: &Site<'_>) -> Result<Looked, Error> {
+        let pdu = &self.arrival.pdu;
+        let key = pdu.state_key.as_deref();
+        let mut keys = auth::selection(
+            self.rules(),
+            &pdu.event_type,
+            &pdu.sender,
+            key,
+            &pdu.content,
+        );
+        if self.rules().room_create_event_id_as_room_id
+            && pdu.event_type != TimelineEventType::RoomCreate
+        {
+            keys.push((StateEventType::RoomCreate, String::new()));
+        }
+        let mut looked = Looked::new();
+        for (event_type, key) in keys {
+            let current = match self.source.rooms.state_key(&event_type.to_string(), &key) {
+                Some(found) => site.state(&found)?,
+                None => None,
+            };
+            looked.push((event_type, key, current));
+        }
+        Ok(looked)
+    }
+
+    /// The rules at a state, of which `looked` is what they look at.
+    fn check_at(&self, basis: &Basis, looked: &Looked) -> Result<Result<(), AuthError>, Error> {
+        let pdu = &self.arrival.pdu;
+        let fetch = |event_type: &StateEventType, key: &str| {
+            let found = looked
+                .iter()
+                .find(|(known, state_key, _)| known == event_type && state_key == key);
+            let (.., current) = found?;
+            current.as_ref().map(|(_, event)| Arc::clone(&event.pdu))
+        };
+        let levels = basis.levels(self.source.rooms, self.head, self.source)?;
+        Ok(match levels {
+            Some(levels) => auth::check_with_levels(self.rules(), pdu, &levels, fetch),
+            None => auth::check(self.rules(), pdu, fetch),
+        })
+    }
+
+    /// All checks, until one fails.
+    fn check(
+        &self,
+        site: &Site<'_>,
+        independent: Result<(), AuthError>,
+        auth_events: &AuthEvents,
+    ) -> Result<Failure, Error> {
+        // What was numbered as a state event stays one.
+        let is_numbered = self
+            .known
+            .as_ref()
+            .is_some_and(|known| known.meta.state.is_some());
+        let by_auth_events = match is_numbered {
+            true => flag::REJECTED_BY_STATE,
+            false => flag::REJECTED_BY_AUTH_EVENTS,
+        };
+        if let Err(error) = independent {
+            return Ok(Some((by_auth_events, error)));
+        }
+        let looked = self.looked_at(site)?;
+        if !is_cited(
+            &looked,
+            auth_events,
+            self.rules().room_create_event_id_as_room_id,
+        ) && let Err(error) = self.check_by_auth_events(auth_events)?
+        {
+            return Ok(Some((by_auth_events, error)));
+        }
+        if let Err(error) = self.check_at(&site.basis, &looked)? {
+            return Ok(Some((flag::REJECTED_BY_STATE, error)));
+        }
+        if self.arrival.place != Place::Live {
+            return Ok(None);
+        }
+        if !site.basis.is_current(self.head) {
+            let now = Site {
+                basis: Basis::current(self.head),
+                ..*site
+            };
+            let looked = self.looked_at(&now)?;
+            if let Err(error) = self.check_at(&now.basis, &looked)? {
+                return Ok(Some((flag::SOFT_FAILED, error)));
+            }
+        }
+        Ok(match self.arrival.intake {
+            Intake::Unsigned => {
+                let error = refused("the policy server of the room has not signed the event");
+                Some((flag::SOFT_FAILED, error))
+            }
+            Intake::Live | Intake::Vouched | Intake::Answered => None,
+        })
+    }
+
+    /// An event whose place in the graph is not known.
+    fn apart(
+        &self,
+        auth_events: &AuthEvents,
+        failure: (u32, Option<AuthError>),
+    ) -> Result<Verdict, Error> {
+        let site = Site {
+            head: self.head,
+            source: self.source,
+            basis: Basis::default(),
+            next: self.draft.counters(),
+        };
+        self.settle(site, (auth_events, &Prevs::default()), failure)
+    }
+
+    /// Puts an event in its place.
+    fn settle(
+        &self,
+        mut site: Site<'_>,
+        (auth_events, prevs): (&AuthEvents, &Prevs),
+        (flags, error): (u32, Option<AuthError>),
+    ) -> Result<Verdict, Error> {
+        let mut settling = Settling::new(self, &mut site, flags);
+        settling.prevs(prevs)?;
+        settling.cite(auth_events);
+        settling.redact()?;
+        settling.relate(&site)?;
+        let prepared = settling.finish(site)?;
+        Ok(Verdict::Settled(Box::new(prepared), error))
+    }
+}
+
+/// Whether an event cites exactly the state before it, so that checking it against both is doing the same twice.
+fn is_cited(looked: &Looked, auth_events: &AuthEvents, has_implicit_create: bool) -> bool {
+    let mut cited = 0;
+    for (event_type, _, current) in looked {
+        if has_implicit_create && *event_type == StateEventType::RoomCreate {
+            continue;
+        }
+        let Some((_, event)) = current else { continue };
+        if !auth_events.iter().any(|auth| auth.number == event.number) {
+            return false;
+        }
+        cited += 1;
+    }
+    cited == auth_events.len()
+}
+
+/// An event that is being put in its place.
+struct Settling<'a> {
+    court: &'a Court<'a>,
+    number: EventNumber,
+    meta: EventMeta,
+    pdu: Arc<Pdu>,
+    turn: Turn,
+    /// What is missing right before it.
+    missing: Vec<OwnedEventId>,
+    redaction: Option<Redacted>,
+    next: crate::rooms::draft::Counters,
+}
+
+impl<'a> Settling<'a> {
+    fn new(court: &'a Court<'a>, site: &mut Site<'_>, flags: u32) -> Self {
+        let arrival = court.arrival;
+        let mut next = site.next;
+        let number = court.own.unwrap_or(EventNumber(next.event));
+        if court.own.is_none() {
+            next.event = next.event.saturating_add(1);
+        }
+        let mut meta = EventMeta {
+            flags,
+            event_type: arrival.numbers.event_type,
+            sender: arrival.numbers.sender,
+            timestamp: u64::from(arrival.pdu.origin_server_ts.0),
+            received: court.source.rooms.clock.now_ms(),
+            root_before: site.basis.root,
+            root_after: site.basis.root,
+            depth: arrival.pdu.depth,
+            ..EventMeta::default()
+        };
+        match arrival.place {
+            Place::Live | Place::TakingUp => {
+                meta.index = court.head.row.high;
+                meta.ord_all = court.head.row.ord_all;
+                meta.ord_thread = court.head.row.ord_main;
+                meta.ord_room = court.head.row.ord_room;
+            }
+            Place::Past {
+                index,
+                ord_all,
+                ord_room,
+            } => {
+                meta.index = index;
+                meta.ord_all = ord_all;
+                meta.ord_room = ord_room;
+            }
+            Place::Outlier => {}
+        }
+        if arrival.pdu.is_state() {
+            meta.flags |= flag::STATE;
+        }
+        if arrival.numbers.event_type == TypeNumber::ENCRYPTED {
+            meta.flags |= flag::ENCRYPTED;
+        }
+        if arrival.intake == Intake::Vouched {
+            meta.flags |= flag::RELAYED;
+        }
+        let turn = Turn {
+            was: match (court.own, &court.known) {
+                (None, _) => Was::Unknown,
+                (Some(_), None) => Was::Stub,
+                (Some(_), Some(_)) => Was::Outlier,
+            },
+            ..Turn::default()
+        };
+        let mut pdu = Arc::clone(&arrival.pdu);
+        if meta.is_rejected() && !pdu.rejected {
+            Arc::make_mut(&mut pdu).rejected = true;
+        }
+        Self {
+            court,
+            number,
+            meta,
+            pdu,
+            turn,
+            missing: Vec::new(),
+            redaction: None,
+            next,
+        }
+    }
+
+    fn source(&self) -> &'a Source<'a> {
+        self.court.source
+    }
+
+    /// The number by which an event is mentioned; `None` if it cannot be an event of this room.
+    fn mention(&mut self, id: &EventId) -> Result<Option<EventNumber>, Error> {
+        if let Some(number) = self.source().event_number(id)? {
+            return Ok(Some(number));
+        }
+        let Some(hash) = hash_of(id) else {
+            return Ok(None);
+        };
+        if hash == self.court.arrival.hash {
+            return Ok(None);
+        }
+        if let Some(stub) = self.turn.stubs.iter().find(|stub| stub.hash == hash) {
+            return Ok(Some(stub.event));
+        }
+        let is_elsewhere = event::place(self.source().snapshot()?, id)?.is_some();
+        Ok((!is_elsewhere).then(|| self.add_stub(hash, None)))
+    }
+
+    fn add_stub(&mut self, hash: EventHash, redacted_by: Option<EventNumber>) -> EventNumber {
+        let event = EventNumber(self.next.event);
+        self.next.event = self.next.event.saturating_add(1);
+        self.turn.stubs.push(Stub {
+            event,
+            hash,
+            redacted_by,
+        });
+        event
+    }
+
+    fn prevs(&mut self, prevs: &Prevs) -> Result<(), Error> {
+        self.meta.prev_events = prevs.known.clone();
+        for id in &prevs.missing {
+            let number = self.mention(id)?;
+            self.meta.prev_events.extend(number);
+        }
+        self.missing.clone_from(&prevs.missing);
+        Ok(())
+    }
+
+    fn cite(&mut self, auth_events: &AuthEvents) {
+        let states = auth_events.iter().filter_map(|event| event.meta.state);
+        self.meta.auth_states = states.collect();
+    }
+
+    /// What redacts the event, and what it redacts.
+    fn redact(&mut self) -> Result<(), Error> {
+        if self.turn.was == Was::Stub
+            && let Some(number) = self.redaction_before()?
+            && let Some(redaction) = self.source().event(number)?
+        {
+            let state = self.source().root(redaction.meta.root_before)?;
+            let at = Basis {
+                root: redaction.meta.root_before,
+                row: state,
+            };
+            if self.may_redact(&redaction.pdu, &self.pdu, &at)? {
+                let redacted =
+                    crate::events::redact::redacted(&self.pdu, &self.court.head.rules.redaction);
+                let damaged = |error: crate::events::redact::RedactError| {
+                    Error::corrupt("bodies", &error.to_string())
+                };
+                self.pdu = Arc::new(redacted.map_err(damaged)?);
+                self.meta.flags |= flag::REDACTED;
+                self.meta.redacted_by = Some(number);
+            }
+        }
+        let rules = self.court.head.rules;
+        if let Some(redacts) = target(&self.pdu, &rules.redaction)
+            && self.meta.is_accepted()
+        {
+            self.redact_other(&redacts)?;
+        }
+        Ok(())
+    }
+
+    /// A redaction that came before the event.
+    fn redaction_before(&self) -> Result<Option<EventNumber>, Error> {
+        let redaction =
+            |fresh: &crate::rooms::state::Fresh| fresh.redactions.get(&self.number).copied();
+        match self.source().unpublished(redaction) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                let source = self.source();
+                stubs::redacted_by(source.snapshot()?, source.room, self.number)
+            }
+        }
+    }
+
+    /// Redacts another event, if that has come and the sender may. Otherwise the redaction is not shown.
+    fn redact_other(&mut self, redacts: &EventId) -> Result<(), Error> {
+        let own = self.number;
+        let known = self.source().event_number(redacts)?;
+        let target = match known {
+            Some(number) => self.source().event(number)?,
+            None => None,
+        };
+        let Some(target) = target else {
+            self.meta.flags |= flag::HIDDEN;
+            let Some(hash) = hash_of(redacts) else {
+                return Ok(());
+            };
+            self.meta.redacts = match known {
+                Some(event) => {
+                    self.turn.stubs.push(Stub {
+                        event,
+                        hash,
+                        redacted_by: Some(own),
+                    });
+                    Some(event)
+                }
+                None if event::place(self.source().snapshot()?, redacts)?.is_some() => None,
+                None => Some(self.add_stub(hash, Some(own))),
+            };
+            return Ok(());
+        };
+        self.meta.redacts = Some(target.number);
+        let row = self.source().root(self.meta.root_before)?;
+        let at = Basis {
+            root: self.meta.root_before,
+            row,
+        };
+        if !self.may_redact(&self.pdu, &target.pdu, &at)? {
+            self.meta.flags |= flag::HIDDEN;
+            return Ok(());
+        }
+        if target.meta.has(flag::REDACTED) {
+            return Ok(());
+        }
+        let mut redacted = redact::redacted(&target, self.court.head.rules)?;
+        redacted.thread = ThreadChange::without(self.source(), &target)?;
+        redacted.event.meta.redacted_by = Some(own);
+        self.redaction = Some(redacted);
+        Ok(())
+    }
+
+    /// Spec: rooms/v3, "Handling redactions".
+    fn may_redact(&self, redaction: &Pdu, target: &Pdu, at: &Basis) -> Result<bool, Error> {
+        if redaction.sender.server_name() == target.sender.server_name() {
+            return Ok(true);
+        }
+        let levels = at.levels(self.source().rooms, self.court.head, self.source())?;
+        let may = |levels: Arc<PowerLevels>| levels.may_redact_others(&redaction.sender);
+        Ok(levels.is_some_and(may))
+    }
+
+    /// What the event relates to.
+    fn relate(&mut self, site: &Site<'_>) -> Result<(), Error> {
+        if !self.meta.is_visible() || self.meta.has(flag::REDACTED) {
+            return Ok(());
+        }
+        // Most events relate to nothing, and need not be read for it.
+        if !self.pdu.content.get().contains("m.relates_to") {
+            return Ok(());
+        }
+        let Ok(content) = self.pdu.content_as::<CanonicalJsonObject>() else {
+            return Ok(());
+        };
+        let Some((relation, parent)) = relations::relates_to(&content) else {
+            return Ok(());
+        };
+        let Some(number) = self.mention(parent)? else {
+            return Ok(());
+        };
+        self.meta.relation = Some((relation, number));
+        let parent = site.source.event(number)?;
+        self.meta.thread_root = match parent {
+            Some(parent) => place::thread_root(relation, &parent),
+            // The thread is known by its root also before that has come.
+            None if relation == crate::rooms::Relation::Thread => Some(number),
+            None => None,
+        };
+        Ok(())
+    }
+
+    fn finish(mut self, mut site: Site<'_>) -> Result<Prepared, Error> {
+        let (court, number) = (self.court, self.number);
+        let arrival = court.arrival;
+        let is_live = matches!(arrival.place, Place::Live | Place::TakingUp);
+        let is_gap = !self.missing.is_empty() && is_live;
+        if self.meta.is_visible() && is_live {
+            self.meta.index += if is_gap { GAP_WIDTH + 1 } else { 1 };
+        }
+        if is_gap {
+            let missing = self.missing.iter().map(|id| &**id);
+            self.turn.gap = Some(GapRow::of(missing));
+        }
+        site.next = self.next;
+        let (state, current) = self.state(&mut site)?;
+        if let Some((root, _)) = state.as_ref().and_then(|rows| rows.root) {
+            self.meta.root_after = root;
+        }
+        let unread = match self.meta.is_visible() && is_live {
+            true => {
+                let rooms = court.source.rooms;
+                unread::count(rooms, court.head, court.source, &self.pdu, &mut self.meta)?
+            }
+            false => unread::Counted::nothing(&court.head.row),
+        };
+        let event = StoredEvent {
+            number,
+            meta: self.meta,
+            pdu: self.pdu,
+        };
+        court.draft.add(&event, state.as_ref(), site.next);
+        court.draft.add_stubs(&self.turn.stubs);
+        let mut memberships = Vec::new();
+        if event.meta.is_accepted() && is_live {
+            let ends = match arrival.place {
+                Place::TakingUp => place::only(court.source, &event)?,
+                _ => place::ends(court.head, court.source, court.draft, &event)?,
+            };
+            self.turn.takes_up = arrival.place == Place::TakingUp;
+            memberships = match (&state, arrival.numbers.target) {
+                (Some(rows), Some(target)) if ends.is_step => {
+                    let change = (number, rows.state, &event.pdu);
+                    vec![place::membership(&site, change, (&current, target))?]
+                }
+                _ if ends.is_step => Vec::new(),
+                _ => place::memberships(court.source, (&court.head.root, &ends.row))?,
+            };
+            self.turn.ends = Some(ends);
+        }
+        let thread = match event.meta.is_visible() {
+            true => ThreadChange::by(court.source, &event)?,
+            false => None,
+        };
+        Ok(Prepared {
+            hash: arrival.hash,
+            event,
+            state,
+            memberships,
+            redaction: self.redaction,
+            thread,
+            unread,
+            next: site.next,
+            turn: Some(Box::new(self.turn)),
+        })
+    }
+
+    /// The rows of a state event, and what it replaces in the state before it.
+    fn state(&mut self, site: &mut Site<'_>) -> Result<(Option<StateRows>, Current), Error> {
+        let court = self.court;
+        let key = key_of(self.meta.event_type, &self.pdu);
+        let Some(key) = key.filter(|_| !self.meta.has(flag::REJECTED_BY_AUTH_EVENTS)) else {
+            return Ok((None, None));
+        };
+        let mut next = site.next;
+        let known = court.known.as_ref().and_then(|known| known.meta.state);
+        let mut numbered = match known {
+            Some(state) => Numbered::known(state, (*court.source.graph(state)?).clone()),
+            None => {
+                let parents = &self.meta.auth_states;
+                place::number_state(court.source, self.number, &key, &mut next, parents)?
+            }
+        };
+        self.meta.state = Some(numbered.state);
+        if self.meta.has(flag::REJECTED_BY_STATE | flag::OUTLIER) {
+            numbered.row.flags = u8::from(self.meta.is_rejected());
+            site.next = next;
+            return Ok((Some(numbered.unapplied(&key)), None));
+        }
+        let current = site.state(&key)?;
+        let pdu = (&*self.pdu, numbered);
+        let rows = place::state_rows(site, pdu, (&key, &current), &mut next)?;
+        site.next = next;
+        Ok((Some(rows), current))
+    }
+}
