@@ -5,6 +5,7 @@
 
 mod database;
 mod federation;
+mod keys;
 mod tokens;
 mod users;
 
@@ -14,10 +15,11 @@ use serde_json::Value;
 pub use self::{
     database::DatabaseCommand,
     federation::FederationCommand,
+    keys::KeysCommand,
     tokens::TokenCommand,
     users::{Change, UserCommand},
 };
-use crate::{accounts, server::Server, storage};
+use crate::{accounts, rooms, server::Server, storage};
 
 /// Something to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -27,6 +29,7 @@ pub enum Command {
     Token(TokenCommand),
     Database(DatabaseCommand),
     Federation(FederationCommand),
+    Keys(KeysCommand),
 }
 
 /// Why something was not done.
@@ -46,6 +49,12 @@ pub enum Error {
 
 impl From<storage::Error> for Error {
     fn from(error: storage::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<rooms::Error> for Error {
+    fn from(error: rooms::Error) -> Self {
         Self::Failed(error.into())
     }
 }
@@ -70,6 +79,7 @@ pub async fn run(server: &Server, command: Command) -> Result<Value, Error> {
         Command::Token(command) => tokens::run(server, command).await,
         Command::Database(command) => database::run(server, command).await,
         Command::Federation(command) => federation::run(server, command).await,
+        Command::Keys(command) => keys::run(server, command).await,
     }
 }
 

@@ -11,6 +11,7 @@ pub mod error;
 mod health;
 pub mod limits;
 pub mod routes;
+mod server;
 mod web;
 
 pub use self::{
@@ -24,6 +25,9 @@ pub fn routes(resources: &[Resource]) -> Routes {
     let mut routes = Routes::default();
     if resources.contains(&Resource::Client) {
         routes = routes.join(client::routes()).join(admin::routes());
+    }
+    if resources.contains(&Resource::Federation) {
+        routes = routes.join(server::routes());
     }
     if resources.contains(&Resource::Web) {
         routes = routes.join(web::routes());

@@ -9,6 +9,7 @@ mod db;
 mod descriptors;
 mod federation;
 mod health;
+mod keys;
 mod output;
 mod serve;
 mod token;
@@ -86,6 +87,9 @@ enum Command {
     /// Looks at other servers.
     #[command(subcommand)]
     Federation(federation::Command),
+    /// Shows and changes the keys that sign what the server sends.
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Prints the version.
     Version,
 }
@@ -151,6 +155,7 @@ pub fn main() -> ExitCode {
         Command::Token(command) => token::run(global, command),
         Command::Db(command) => db::run(global, &command),
         Command::Federation(command) => federation::run(global, command),
+        Command::Keys(command) => keys::run(global, &command),
         Command::Version => {
             print(&format!("hearth {}\n", env!("CARGO_PKG_VERSION")));
             Exit::Done

@@ -6,6 +6,9 @@
 pub mod client;
 mod config;
 pub mod discovery;
+mod query;
+pub mod server_keys;
+mod space;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,6 +17,7 @@ use ruma::{OwnedServerName, ServerName, api::error::ErrorKind};
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
+    server_keys::ServerKeys,
 };
 use crate::{
     accounts::{self, Accounts},
@@ -132,6 +136,8 @@ struct Inner {
     ephemeral: Ephemeral,
     client: Client,
     config: Config,
+    keys: ServerKeys,
+    answers: query::Answers,
 }
 
 impl Federation {
@@ -150,6 +156,17 @@ impl Federation {
             parts.clock.clone(),
             &config,
         );
+        let keys = ServerKeys::new(server_keys::Parts {
+            store: parts.store.clone(),
+            clock: parts.clock.clone(),
+            signer: Arc::clone(&parts.signer),
+            client: client.clone(),
+            notaries: config
+                .trusted_key_servers
+                .iter()
+                .map(|server| server.0.clone())
+                .collect(),
+        })?;
         Ok(Self {
             inner: Arc::new(Inner {
                 store: parts.store,
@@ -160,6 +177,8 @@ impl Federation {
                 ephemeral: parts.ephemeral,
                 client,
                 config,
+                keys,
+                answers: query::Answers::default(),
             }),
         })
     }
@@ -167,6 +186,11 @@ impl Federation {
     /// What asks other servers.
     pub fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    /// The keys of this server and of others.
+    pub fn keys(&self) -> &ServerKeys {
+        &self.inner.keys
     }
 
     /// Whether we talk to `server`, in both directions: the mode and the lists of the configuration.

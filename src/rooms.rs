@@ -30,6 +30,7 @@ mod redact;
 mod relations;
 mod resolution;
 mod send;
+mod serve;
 mod state;
 mod stubs;
 mod succession;
@@ -60,11 +61,11 @@ pub use self::{
     aggregations::Rendering,
     alias::AliasRow,
     create::{CreateRoom, Preset},
-    directory::{DirectoryPage, DirectoryQuery, Listed},
+    directory::{Config as DirectoryConfig, DirectoryPage, DirectoryQuery, Listed},
     event::{EventMeta, EventPlace, Relation, StoredEvent, flag},
     gaps::Gap,
     head::HeadRow,
-    hierarchy::{Hierarchy, HierarchyQuery},
+    hierarchy::{Hierarchy, HierarchyQuery, RemoteRoom, RemoteRooms, ServedHierarchy},
     member::{Extra, MembershipAction},
     membership::{Class, MemberRow, UserRoom},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
@@ -74,6 +75,7 @@ pub use self::{
     receive::{HistoryEvent, Intake, Outcome, Received},
     relations::{MAX_RELATION_DEPTH, RelationQuery},
     send::{NewEvent, Transaction},
+    serve::{MissingQuery, ServedState, ServerSight},
     state::{Members, RootRow, membership_of},
     summary::Summary,
     threads::{ThreadQuery, ThreadRow},
@@ -342,6 +344,11 @@ impl Rooms {
     /// The name of this server.
     pub fn own_name(&self) -> &ServerName {
         self.signer.server_name()
+    }
+
+    /// What signs our events.
+    pub fn signer(&self) -> &Signer {
+        &self.signer
     }
 
     /// The text of an event type, unless it is [`TypeNumber::OTHER`].

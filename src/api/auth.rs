@@ -3,13 +3,20 @@
 use std::{future::Future, net::IpAddr, sync::Arc};
 
 use bytes::Bytes;
-use ruma::api::{
-    Metadata,
-    auth_scheme::{
-        AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme, ExtractTokenError,
-        NoAccessToken, NoAuthentication,
+use http::StatusCode;
+use ruma::{
+    OwnedServerName,
+    api::{
+        Metadata,
+        auth_scheme::{
+            AccessToken, AccessTokenOptional, AppserviceTokenOptional, AuthScheme,
+            ExtractTokenError, NoAccessToken, NoAuthentication,
+        },
+        error::ErrorCode,
+        federation::authentication::{
+            ServerSignatures, XMatrix, XMatrixExtractError, XMatrixParseError,
+        },
     },
-    federation::authentication::{XMatrix, XMatrixParseError},
 };
 
 use super::{
@@ -169,6 +176,46 @@ impl Authenticate for AppserviceTokenOptional {
     ) -> Result<(), Error> {
         Ok(())
     }
+}
+
+/// The server that makes a request. It has signed it, and we talk to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin(pub OwnedServerName);
+
+impl RateLimitKey for Origin {
+    fn rate_limit_key(&self, address: IpAddr) -> Subject {
+        Subject::address(address)
+    }
+}
+
+/// Spec: s2s, "Request Authentication".
+impl Authenticate for ServerSignatures {
+    type Caller = Origin;
+
+    fn refused(error: XMatrixExtractError) -> Error {
+        unauthorized(format!("The request is not signed: {error}"))
+    }
+
+    async fn authenticate(
+        server: &Server,
+        authorization: XMatrix,
+        request: &http::Request<Bytes>,
+        _client: &Client,
+    ) -> Result<Origin, Error> {
+        // Before anything is fetched for a server that gets no answer anyway.
+        if !server.federation.is_allowed(&authorization.origin) {
+            return Err(Error::forbidden("This server does not talk to yours"));
+        }
+        let keys = server.federation.keys();
+        match keys.verify_request(&authorization, request).await {
+            Ok(()) => Ok(Origin(authorization.origin)),
+            Err(error) => Err(unauthorized(error.to_string())),
+        }
+    }
+}
+
+fn unauthorized(text: String) -> Error {
+    Error::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, text)
 }
 
 /// A header without a token is as good as none.

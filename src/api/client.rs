@@ -2,19 +2,19 @@
 
 mod account;
 mod admin;
-mod alias;
+pub(super) mod alias;
 mod capabilities;
 mod config;
 mod context;
 mod device;
-mod directory;
+pub(super) mod directory;
 mod discovery;
-mod events;
+pub(super) mod events;
 mod filter;
 mod membership;
 mod message;
 mod presence;
-mod profile;
+pub(super) mod profile;
 mod push;
 mod read_marker;
 mod receipt;

@@ -14,6 +14,16 @@ use crate::storage::{Batch, Family, Order, Snapshot, Table};
 
 static PUBLISHED: Table<(RoomNumber,), ()> = Table::new("published_rooms", Family::RoomHeads, b'p');
 
+/// The room directory.
+#[derive(
+    Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(default)]
+pub struct Config {
+    /// Show the published rooms to other servers, whose users then find them. Default `false`.
+    pub public_rooms_federated: bool,
+}
+
 /// Lists a room.
 pub(super) fn publish(batch: &mut Batch, room: RoomNumber) {
     batch.put(&PUBLISHED, &(room,), &());

@@ -260,6 +260,16 @@ pub(super) fn joined_among(
     Ok(joined.map(|(room, _)| *room).collect())
 }
 
+/// The joined members of one server.
+pub(super) fn joined_of(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    server: ServerNumber,
+) -> Result<i64, Error> {
+    let row = snapshot.get(&SERVERS, &(room, server))?;
+    Ok(row.map_or(0, |Counter(joined)| joined))
+}
+
 /// Every row of a user for a room; more than one is a fault.
 pub(super) fn rows_of(
     snapshot: &Snapshot,

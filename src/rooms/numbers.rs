@@ -230,6 +230,7 @@ impl Numbers {
         self.names().rooms.names.get(&room).cloned()
     }
 
+    /// The number of a server; `None` if none of its users was ever in a room here.
     pub(super) fn server(&self, name: &ServerName) -> Option<ServerNumber> {
         self.names().servers.numbers.get(name).copied()
     }

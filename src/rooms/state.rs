@@ -533,6 +533,16 @@ pub(super) fn insert_root(batch: &mut Batch, room: RoomNumber, number: RootNumbe
     batch.put(&ROOTS, &(room, number), root);
 }
 
+/// The bytes behind the IDs of state events, in their order, in one call.
+pub(super) fn event_hashes(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    states: &[StateNumber],
+) -> Result<Vec<Option<EventHash>>, Error> {
+    let keys: Vec<_> = states.iter().map(|state| (room, *state)).collect();
+    Ok(snapshot.get_many(&STATE_IDS, &keys)?)
+}
+
 impl Rooms {
     pub(super) fn source<'a>(&'a self, snapshot: &'a Snapshot, room: RoomNumber) -> Source<'a> {
         Source {

@@ -3,6 +3,8 @@
 //! A test says what it is about with words such as `alice.create_room()`; what the words lack is sent with
 //! [`User::get`], [`User::post`] and the like. Tests wait for conditions, never for time.
 
+pub mod federated;
+
 use std::{sync::Arc, time::Duration};
 
 use hearth::{
@@ -113,6 +115,11 @@ impl TestServer {
             http,
             base,
         }
+    }
+
+    /// The name of the server in user IDs.
+    pub fn name(&self) -> &str {
+        self.running.server.config.server_name()
     }
 
     /// Sends a request of any kind.

@@ -5,9 +5,12 @@
 use std::sync::Arc;
 
 use http::StatusCode;
-use ruma::api::{
-    client::alias::{create_alias, delete_alias, get_alias},
-    error::ErrorCode,
+use ruma::{
+    OwnedRoomAliasId, OwnedRoomId, OwnedServerName,
+    api::{
+        client::alias::{create_alias, delete_alias, get_alias},
+        error::ErrorCode,
+    },
 };
 
 use crate::{
@@ -55,11 +58,39 @@ async fn get_alias(
     _anyone: (),
     request: get_alias::v3::Request,
 ) -> Result<get_alias::v3::Response, Error> {
+    let (room_id, servers) = find_anywhere(&server, request.room_alias).await?;
+    Ok(get_alias::v3::Response::new(room_id, servers))
+}
+
+/// Where an alias of any server leads, and servers that know the room.
+///
+/// # Errors
+/// 404 if there is no such alias.
+pub(in crate::api) async fn find_anywhere(
+    server: &Server,
+    alias: OwnedRoomAliasId,
+) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
+    let not_found = || Error::not_found("There is no such room alias");
+    if alias.server_name() == server.rooms.own_name() {
+        return find(server, alias).await?.ok_or_else(not_found);
+    }
+    match server.federation.alias(alias).await {
+        Ok(found) => Ok(found),
+        Err(error) if error.is_status(404) => Err(not_found()),
+        Err(error) => Err(Error::of_federation(error)),
+    }
+}
+
+/// Where an alias of this server leads, and the servers in the room, this one first.
+pub(in crate::api) async fn find(
+    server: &Server,
+    alias: OwnedRoomAliasId,
+) -> Result<Option<(OwnedRoomId, Vec<OwnedServerName>)>, Error> {
     let rooms = server.rooms.clone();
     let found = server
         .store
         .read(move |snapshot| -> Result<_, rooms::Error> {
-            let Some(row) = rooms.alias(snapshot, &request.room_alias)? else {
+            let Some(row) = rooms.alias(snapshot, &alias)? else {
                 return Ok(None);
             };
             // The first is asked first: this server knows the room.
@@ -68,9 +99,7 @@ async fn get_alias(
             Ok(rooms.room_id(row.room).map(|room_id| (room_id, servers)))
         })
         .await?;
-    let (room_id, servers) =
-        found.ok_or_else(|| Error::not_found("There is no such room alias"))?;
-    Ok(get_alias::v3::Response::new(room_id, servers))
+    Ok(found)
 }
 
 /// Spec: c2s, "DELETE /_matrix/client/v3/directory/room/{roomAlias}".

@@ -5,12 +5,16 @@
 use std::sync::Arc;
 
 use ruma::{
-    ServerName, UInt,
-    api::client::{
-        directory::{
-            get_public_rooms, get_public_rooms_filtered, get_room_visibility, set_room_visibility,
+    OwnedServerName, UInt,
+    api::{
+        client::{
+            directory::{
+                get_public_rooms, get_public_rooms_filtered, get_room_visibility,
+                set_room_visibility,
+            },
+            room::Visibility,
         },
-        room::Visibility,
+        federation::directory::get_public_rooms_filtered::v1 as remote,
     },
 };
 
@@ -75,7 +79,18 @@ async fn get_public_rooms(
     _anyone: (),
     request: get_public_rooms::v3::Request,
 ) -> Result<get_public_rooms::v3::Response, Error> {
-    require_own(&server, request.server.as_deref())?;
+    if let Some(other) = other_server(&server, request.server) {
+        let mut question = remote::Request::new();
+        question.limit = request.limit;
+        question.since = request.since;
+        let asked = server.federation.public_rooms(&other, question).await;
+        let found = asked.map_err(Error::of_federation)?;
+        let mut response = get_public_rooms::v3::Response::new(found.chunk);
+        response.next_batch = found.next_batch;
+        response.prev_batch = found.prev_batch;
+        response.total_room_count_estimate = found.total_room_count_estimate;
+        return Ok(response);
+    }
     let query = DirectoryQuery::default();
     let page = page(&server, query, request.limit, request.since.as_deref()).await?;
     let mut response = get_public_rooms::v3::Response::new(page.rooms);
@@ -91,7 +106,21 @@ async fn get_public_rooms_filtered(
     _session: Arc<Session>,
     request: get_public_rooms_filtered::v3::Request,
 ) -> Result<get_public_rooms_filtered::v3::Response, Error> {
-    require_own(&server, request.server.as_deref())?;
+    if let Some(other) = other_server(&server, request.server) {
+        let mut question = remote::Request::new();
+        question.limit = request.limit;
+        question.since = request.since;
+        question.filter = request.filter;
+        question.room_network = request.room_network;
+        let asked = server.federation.public_rooms(&other, question).await;
+        let found = asked.map_err(Error::of_federation)?;
+        let mut response = get_public_rooms_filtered::v3::Response::new();
+        response.chunk = found.chunk;
+        response.next_batch = found.next_batch;
+        response.prev_batch = found.prev_batch;
+        response.total_room_count_estimate = found.total_room_count_estimate;
+        return Ok(response);
+    }
     let query = DirectoryQuery {
         term: request.filter.generic_search_term,
         types: request.filter.room_types,
@@ -106,16 +135,13 @@ async fn get_public_rooms_filtered(
     Ok(response)
 }
 
-fn require_own(server: &Server, asked: Option<&ServerName>) -> Result<(), Error> {
-    match asked {
-        Some(name) if name != server.rooms.own_name() => Err(Error::not_found(
-            "The directory of that server cannot be reached",
-        )),
-        _ => Ok(()),
-    }
+/// The server whose directory is asked for, if it is not this one.
+fn other_server(server: &Server, asked: Option<OwnedServerName>) -> Option<OwnedServerName> {
+    asked.filter(|name| name != server.rooms.own_name())
 }
 
-async fn page(
+/// A page of our own directory.
+pub(in crate::api) async fn page(
     server: &Server,
     query: DirectoryQuery,
     limit: Option<UInt>,

@@ -197,7 +197,7 @@ impl Reader {
 }
 
 /// The order of a direction.
-pub(super) fn order(direction: Direction) -> Order {
+pub(in crate::api) fn order(direction: Direction) -> Order {
     match direction {
         Direction::Forward => Order::Forward,
         Direction::Backward => Order::Backward,

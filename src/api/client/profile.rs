@@ -40,7 +40,7 @@ async fn get_profile(
     (): (),
     request: get_profile::v3::Request,
 ) -> Result<RawJson, Error> {
-    let profile = find(&server, request.user_id).await?;
+    let profile = find_anywhere(&server, request.user_id).await?;
     reply(&Value::Object(
         profile.fields.into_iter().filter(is_shown).collect(),
     ))
@@ -51,7 +51,7 @@ async fn get_profile_field(
     (): (),
     request: get_profile_field::v3::Request,
 ) -> Result<RawJson, Error> {
-    let mut profile = find(&server, request.user_id).await?;
+    let mut profile = find_anywhere(&server, request.user_id).await?;
     let name = request.field.to_string();
     let field = profile.fields.remove_entry(&name).filter(is_shown);
     let (name, value) = field.ok_or_else(|| Error::not_found("The profile has no such field"))?;
@@ -133,8 +133,20 @@ fn may_change(session: &Session, user: &UserId) -> Result<(), Error> {
     super::require_active(session)
 }
 
-/// The profile of a local user. Of users elsewhere their own server knows it.
-async fn find(server: &Server, user: OwnedUserId) -> Result<Profile, Error> {
+/// The profile of a user; of one elsewhere as that server tells it.
+async fn find_anywhere(server: &Server, user: OwnedUserId) -> Result<Profile, Error> {
+    if server.accounts.is_local(&user) {
+        return find(server, user).await;
+    }
+    match server.federation.profile(&user).await {
+        Ok(profile) => Ok(Arc::unwrap_or_clone(profile)),
+        Err(error) if error.is_status(404) => Err(Error::not_found("There is no such user")),
+        Err(error) => Err(Error::of_federation(error)),
+    }
+}
+
+/// The profile of a local user.
+pub(in crate::api) async fn find(server: &Server, user: OwnedUserId) -> Result<Profile, Error> {
     let accounts = server.accounts.clone();
     let found = server
         .store
@@ -161,7 +173,7 @@ async fn find(server: &Server, user: OwnedUserId) -> Result<Profile, Error> {
 }
 
 /// An empty avatar is how clients before `DELETE` took it away.
-fn is_shown((name, value): &(String, Value)) -> bool {
+pub(in crate::api) fn is_shown((name, value): &(String, Value)) -> bool {
     name != crate::accounts::AVATAR_URL || value != ""
 }
 

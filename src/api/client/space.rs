@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use ruma::{
-    OwnedRoomId, RoomAliasId, RoomId, UInt,
+    OwnedRoomId, RoomId, UInt,
     api::{
         client::{
             room::{get_summary, upgrade_room},
@@ -15,12 +15,14 @@ use ruma::{
         error::ErrorCode,
     },
     events::room::member::MembershipState,
+    room::RoomSummary,
 };
 
+use super::alias;
 use crate::{
-    accounts::Session,
+    accounts::{Session, UserNumber},
     api::{error::Error, limits::Bucket, routes::Routes},
-    rooms::{self, Class, HierarchyQuery, Upgrade},
+    rooms::{self, Class, HierarchyQuery, Rooms, Upgrade},
     server::Server,
     storage::Snapshot,
 };
@@ -52,14 +54,17 @@ async fn get_hierarchy(
                 .map_err(|_invalid| Error::invalid_param("from is not a token of this space"))?,
         },
     };
-    let (rooms, user) = (server.rooms.clone(), session.user_number);
-    let read = move |snapshot: &Snapshot| rooms.hierarchy(snapshot, &request.room_id, user, query);
-    let found = server.store.read(read).await?;
+    let user = session.user_number;
+    let found = server
+        .federation
+        .hierarchy(&request.room_id, user, query)
+        .await
+        .map_err(Error::of_federation)?;
     let mut response = get_hierarchy::v1::Response::new();
     response.rooms = found
         .rooms
         .into_iter()
-        .map(|(summary, children)| SpaceHierarchyRoomsChunk::new(summary.shown, children))
+        .map(|(summary, children)| SpaceHierarchyRoomsChunk::new(summary, children))
         .collect();
     response.next_batch = found.next.map(|offset| offset.to_string());
     Ok(response)
@@ -75,47 +80,90 @@ async fn get_summary(
     session: Option<Arc<Session>>,
     request: get_summary::v1::Request,
 ) -> Result<get_summary::v1::Response, Error> {
-    let not_found = || Error::not_found("There is no such room, or you may not see it");
-    let (rooms, user) = (
-        server.rooms.clone(),
-        session.map(|session| session.user_number),
-    );
-    let name = request.room_id_or_alias;
-    let read = move |snapshot: &Snapshot| -> Result<_, rooms::Error> {
-        let room_id: Option<OwnedRoomId> = match <&RoomId>::try_from(&*name) {
-            Ok(room_id) => Some(room_id.to_owned()),
-            Err(alias) => {
-                let alias: &RoomAliasId = alias;
-                rooms
-                    .alias(snapshot, alias)?
-                    .and_then(|row| rooms.room_id(row.room))
-            }
-        };
-        let Some(room) = room_id.and_then(|room_id| rooms.resident(&room_id).ok()) else {
-            return Ok(None);
-        };
-        let summary = rooms.summary(snapshot, room)?;
-        if !rooms.may_see_summary(snapshot, &summary, user)? {
-            return Ok(None);
+    let mut via = request.via;
+    let room_id = match OwnedRoomId::try_from(request.room_id_or_alias) {
+        Ok(room_id) => room_id,
+        Err(alias) => {
+            let (room_id, servers) = alias::find_anywhere(&server, alias).await?;
+            via.extend(servers);
+            room_id
         }
-        let membership = match user {
-            Some(user) => rooms
-                .user_room(snapshot, user, room)?
-                .map(|membership| membership.class),
-            None => None,
-        };
-        Ok(Some((summary.shown, user.map(|_| membership))))
     };
-    let (summary, membership) = server.store.read(read).await?.ok_or_else(not_found)?;
+    let user = session.map(|session| session.user_number);
+    let (rooms, wanted) = (server.rooms.clone(), room_id.clone());
+    let read = move |snapshot: &Snapshot| local_summary(&rooms, snapshot, &wanted, user);
+    let summary = match server.store.read(read).await? {
+        Local::Shown(summary) => summary,
+        Local::Hidden => return Err(no_summary()),
+        // Without an account nobody makes us ask other servers.
+        Local::Unknown if user.is_none() => return Err(no_summary()),
+        Local::Unknown => {
+            let told = server.federation.remote_room(&room_id, &via).await;
+            let summary = told.ok_or_else(no_summary)?.summary.clone();
+            let (rooms, asked) = (server.rooms.clone(), summary.clone());
+            let may_see = move |snapshot: &Snapshot| rooms.may_see_remote(snapshot, &asked, user);
+            match server.store.read(may_see).await? {
+                true => summary,
+                false => return Err(no_summary()),
+            }
+        }
+    };
+    let rooms = server.rooms.clone();
+    let read = move |snapshot: &Snapshot| -> Result<_, rooms::Error> {
+        match (user, rooms.number(&room_id)) {
+            (Some(user), Some(room)) => rooms.user_room(snapshot, user, room),
+            _ => Ok(None),
+        }
+    };
+    let membership = server.store.read(read).await?;
     let mut response = get_summary::v1::Response::new(summary);
-    response.membership = membership.map(|class| match class {
+    response.membership =
+        user.map(|_user| membership_state(membership.map(|membership| membership.class)));
+    Ok(response)
+}
+
+fn no_summary() -> Error {
+    Error::not_found("There is no such room, or you may not see it")
+}
+
+/// What this server itself knows of a room.
+enum Local {
+    Shown(RoomSummary),
+    Hidden,
+    /// It is not here, or was when a user of this server was in it last.
+    Unknown,
+}
+
+fn local_summary(
+    rooms: &Rooms,
+    snapshot: &Snapshot,
+    room_id: &RoomId,
+    user: Option<UserNumber>,
+) -> Result<Local, rooms::Error> {
+    let Ok(room) = rooms.resident(room_id) else {
+        return Ok(Local::Unknown);
+    };
+    if rooms
+        .head(snapshot, room)?
+        .is_none_or(|head| head.local == 0)
+    {
+        return Ok(Local::Unknown);
+    }
+    let summary = rooms.summary(snapshot, room)?;
+    Ok(match rooms.may_see_summary(snapshot, &summary, user)? {
+        true => Local::Shown(summary.shown),
+        false => Local::Hidden,
+    })
+}
+
+fn membership_state(class: Option<Class>) -> MembershipState {
+    match class {
         Some(Class::Join) => MembershipState::Join,
         Some(Class::Invite) => MembershipState::Invite,
         Some(Class::Knock) => MembershipState::Knock,
         Some(Class::Ban) => MembershipState::Ban,
         Some(Class::Leave) | None => MembershipState::Leave,
-    });
-    Ok(response)
+    }
 }
 
 /// Spec: c2s, "POST /_matrix/client/v3/rooms/{roomId}/upgrade".

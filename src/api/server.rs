@@ -1,0 +1,91 @@
+//! The server-server API, in files named after the modules of ruma's federation API.
+
+mod authorization;
+mod backfill;
+mod device;
+mod directory;
+mod discovery;
+mod event;
+mod keys;
+mod openid;
+mod query;
+mod space;
+
+use ruma::{RoomId, ServerName};
+
+use super::{auth::Origin, error::Error, routes::Routes};
+use crate::{
+    rooms::{RoomNumber, Rooms},
+    server::Server,
+    storage::Snapshot,
+};
+
+/// Every endpoint of the server-server API.
+pub(super) fn routes() -> Routes {
+    Routes::default()
+        .join(discovery::routes())
+        .join(event::routes())
+        .join(authorization::routes())
+        .join(backfill::routes())
+        .join(query::routes())
+        .join(directory::routes())
+        .join(space::routes())
+        .join(openid::routes())
+        .join(device::routes())
+        .join(keys::routes())
+}
+
+/// Runs `read` on a room that the server which asks may look into: it has joined members, and the room's access list lets
+/// it in.
+///
+/// # Errors
+/// 404 for a room that is not here; 403 for one that the server is not in or shut out of.
+async fn read_room<T: Send + 'static>(
+    server: &Server,
+    Origin(origin): Origin,
+    room_id: &RoomId,
+    read: impl FnOnce(&Rooms, &Snapshot, RoomNumber, &ServerName) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let not_found = || Error::not_found("This room is not known here");
+    let room = server
+        .rooms
+        .resident(room_id)
+        .map_err(|_unknown| not_found())?;
+    let rooms = server.rooms.clone();
+    let closure = move |snapshot: &Snapshot| -> Result<T, Error> {
+        if !rooms.acl_allows(snapshot, room, &origin)? {
+            return Err(Error::forbidden("Your server is banned from this room"));
+        }
+        if !rooms.is_server_joined(snapshot, room, &origin)? {
+            return Err(Error::forbidden("Your server is not in this room"));
+        }
+        read(&rooms, snapshot, room, &origin)
+    };
+    server.store.read(closure).await
+}
+
+/// `{"origin": …, "origin_server_ts": …, "pdus": […]}`: events as a transaction holds them.
+///
+/// Spec: s2s, "Transactions".
+fn write_transaction<'a>(server: &Server, pdus: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    let head = serde_json::json!({
+        "origin": server.rooms.own_name(),
+        "origin_server_ts": server.clock.now_ms(),
+    });
+    let mut json = head.to_string().into_bytes();
+    json.pop();
+    json.extend_from_slice(b",\"pdus\":[");
+    write_list(&mut json, pdus);
+    json.extend_from_slice(b"]}");
+    json
+}
+
+/// JSON values with commas between them.
+fn write_list<'a>(json: &mut Vec<u8>, values: impl IntoIterator<Item = &'a [u8]>) {
+    for (at, value) in values.into_iter().enumerate() {
+        if at > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(value);
+    }
+}
