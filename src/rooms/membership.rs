@@ -3,14 +3,14 @@
 //!
 //! The rows follow the current state of the room, not single events. engine.md section 5.5.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ruma::{OwnedServerName, UserId, events::room::member::MembershipState};
 
-use super::{Error, RoomNumber, Rooms, ServerNumber, outside};
+use super::{Error, RoomNumber, Rooms, ServerNumber, outside, state::Source};
 use crate::{
     accounts::UserNumber,
-    events::{EventNumber, Pdu, RootNumber, StateNumber},
+    events::{EventNumber, Pdu, RootNumber, StateNumber, trie},
     storage::{
         Batch, Counter, Family, KeyError, KeyPart, Order, Position, PositionAt, Snapshot, Stamped,
         Table, Topic,
@@ -406,22 +406,47 @@ impl Rooms {
     }
 
     /// The other servers with joined members in a state.
+    ///
+    /// Those of now, and the difference between the members then and now: who asks, asks about a state of a moment ago.
     pub fn servers_at(
         &self,
         snapshot: &Snapshot,
         (room, root): (RoomNumber, RootNumber),
     ) -> Result<Vec<OwnedServerName>, Error> {
-        let mut servers = BTreeSet::new();
-        for event in self.member_state(snapshot, room, root)? {
-            let user = event.pdu.state_key.as_deref().map(<&UserId>::try_from);
-            if let Some(Ok(user)) = user
-                && class_of(&event.pdu) == Class::Join
-            {
-                servers.insert(user.server_name().to_owned());
+        let head = self.head(snapshot, room)?.ok_or(Error::NotFound)?;
+        let source = self.source(snapshot, room);
+        let (now, then) = (source.root(head.root)?, source.root(root)?);
+        let counts = server_counts(snapshot, room)?;
+        let mut counts: BTreeMap<ServerNumber, i64> = counts.into_iter().collect();
+        for change in trie::diff(&source, now.members, then.members)? {
+            for (state, joined) in [(change.before, -1), (change.after, 1)] {
+                let Some(state) = state else { continue };
+                if let Some(server) = self.server_of_joined(&source, state)? {
+                    *counts.entry(server).or_default() += joined;
+                }
             }
         }
-        servers.remove(self.own_name());
-        Ok(servers.into_iter().collect())
+        let servers = counts.into_iter().filter(|(_, joined)| *joined > 0);
+        let names = servers.filter_map(|(server, _)| self.server_name(server));
+        Ok(names.filter(|name| name != self.own_name()).collect())
+    }
+
+    /// The server of the user of whom a membership event says that the user is joined.
+    fn server_of_joined(
+        &self,
+        source: &Source<'_>,
+        state: StateNumber,
+    ) -> Result<Option<ServerNumber>, Error> {
+        let number = source.graph(state)?.event;
+        let event = source.event(number)?;
+        let event = event.ok_or_else(|| Error::corrupt("bodies", "a state event is missing"))?;
+        let user = event.pdu.state_key.as_deref().map(<&UserId>::try_from);
+        Ok(match user {
+            Some(Ok(user)) if class_of(&event.pdu) == Class::Join => {
+                Some(self.server_number(user.server_name()))
+            }
+            _ => None,
+        })
     }
 
     /// Marks a room as forgotten by a user who has left it.
