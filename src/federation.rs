@@ -6,7 +6,9 @@
 pub mod client;
 mod config;
 pub mod discovery;
+mod edu;
 mod query;
+mod sender;
 pub mod server_keys;
 mod space;
 
@@ -17,12 +19,13 @@ use ruma::{OwnedServerName, ServerName, api::error::ErrorKind};
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
+    sender::{DestinationState, DestinationStatus},
     server_keys::ServerKeys,
 };
 use crate::{
     accounts::{self, Accounts},
     clock::Clock,
-    ephemeral::Ephemeral,
+    ephemeral::{self, Ephemeral},
     events::Signer,
     rooms::{self, Rooms},
     storage::{self, Store},
@@ -76,6 +79,8 @@ pub enum Error {
     Accounts(#[from] accounts::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Ephemeral(#[from] ephemeral::Error),
 }
 
 impl Error {
@@ -138,6 +143,7 @@ struct Inner {
     config: Config,
     keys: ServerKeys,
     answers: query::Answers,
+    sender: sender::Sender,
 }
 
 impl Federation {
@@ -167,6 +173,7 @@ impl Federation {
                 .map(|server| server.0.clone())
                 .collect(),
         })?;
+        let sender = sender::Sender::new(&parts.store, &parts.clock, parts.metrics)?;
         Ok(Self {
             inner: Arc::new(Inner {
                 store: parts.store,
@@ -179,6 +186,7 @@ impl Federation {
                 config,
                 keys,
                 answers: query::Answers::default(),
+                sender,
             }),
         })
     }

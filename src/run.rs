@@ -112,6 +112,7 @@ fn start_background(server: &Arc<Server>) {
     server
         .tasks
         .start("profiles", Stage::Followers, follow_profiles);
+    server.federation.start(&server.tasks);
 }
 
 impl Running {

@@ -17,12 +17,19 @@ pub enum FederationCommand {
     Show { server: String },
     /// Whether a server answers.
     Ping { server: String },
+    /// The servers that have not got everything.
+    Status,
+    /// Tries a server again at once that is waited for; without a name all of them.
+    Retry { server: Option<String> },
 }
 
 pub(super) async fn run(server: &Server, command: FederationCommand) -> Result<Value, Error> {
     match command {
         FederationCommand::Show { server: name } => show(server, &parse(&name)?).await,
         FederationCommand::Ping { server: name } => ping(server, &parse(&name)?).await,
+        FederationCommand::Status => Ok(json!(server.federation.destinations())),
+        FederationCommand::Retry { server: Some(name) } => retry(server, &parse(&name)?),
+        FederationCommand::Retry { server: None } => Ok(retry_all(server)),
     }
 }
 
@@ -75,4 +82,21 @@ async fn ping(server: &Server, name: &ServerName) -> Result<Value, Error> {
         "version": version,
         "round_trip_ms": u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
     }))
+}
+
+fn retry(server: &Server, name: &ServerName) -> Result<Value, Error> {
+    match server.federation.retry(name) {
+        true => Ok(json!([{ "server": name, "retried": true }])),
+        false => Err(Error::NotFound(format!(
+            "{name} among the servers waited for"
+        ))),
+    }
+}
+
+fn retry_all(server: &Server) -> Value {
+    let all = server.federation.destinations().into_iter();
+    let retried = all.filter(|destination| server.federation.retry(&destination.server));
+    retried
+        .map(|destination| json!({ "server": destination.server, "retried": true }))
+        .collect()
 }

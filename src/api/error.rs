@@ -496,6 +496,7 @@ impl Error {
             E::Rooms(error) => error.into(),
             E::Accounts(error) => error.into(),
             E::Storage(error) => error.into(),
+            E::Ephemeral(error) => error.into(),
             error @ E::Request(_) => Self::internal(error),
         }
     }

@@ -17,12 +17,21 @@ pub(super) enum Command {
         /// Its name.
         server: String,
     },
+    /// Lists the servers that have not got everything, and when they are tried again.
+    Status,
+    /// Tries a server again at once that could not be reached.
+    Retry {
+        /// Its name; all that are waited for if absent.
+        server: Option<String>,
+    },
 }
 
 pub(super) fn run(global: &Global, command: Command) -> Exit {
     let command = match command {
         Command::Show { server } => FederationCommand::Show { server },
         Command::Ping { server } => FederationCommand::Ping { server },
+        Command::Status => FederationCommand::Status,
+        Command::Retry { server } => FederationCommand::Retry { server },
     };
     administer(global, &admin::Command::Federation(command))
 }

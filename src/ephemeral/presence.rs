@@ -471,7 +471,7 @@ impl Ephemeral {
     }
 
     /// Numbers what has changed and wakes those who may see it. True if anything had changed.
-    pub(super) async fn tell_presence(&self) -> Result<bool, Error> {
+    pub(crate) async fn tell_presence(&self) -> Result<bool, Error> {
         let told = self.number_changes();
         if told.is_empty() {
             return Ok(false);
