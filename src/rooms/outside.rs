@@ -9,7 +9,10 @@
 
 use std::sync::Arc;
 
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, UserId};
+use ruma::{
+    MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    UserId,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -104,6 +107,7 @@ struct Given<'a> {
     sender: OwnedUserId,
     #[serde(borrow)]
     content: &'a RawValue,
+    origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
 }
 
 #[derive(Serialize)]
@@ -113,6 +117,9 @@ struct Shown<'a> {
     state_key: &'a str,
     #[serde(rename = "type")]
     event_type: &'a str,
+    /// Of the create event, which is shown whole (MSC4311).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin_server_ts: Option<MilliSecondsSinceUnixEpoch>,
 }
 
 impl StrippedState {
@@ -125,6 +132,7 @@ impl StrippedState {
             sender: &membership.sender,
             state_key: own_key,
             event_type: &membership.event_type.to_string(),
+            origin_server_ts: None,
         };
         let own = serde_json::to_string(&own).unwrap_or_default();
         let mut json = "[".to_owned();
@@ -140,6 +148,9 @@ impl StrippedState {
                 sender: &given.sender,
                 state_key: &given.state_key,
                 event_type: &given.event_type,
+                origin_server_ts: given
+                    .origin_server_ts
+                    .filter(|_time| given.event_type == "m.room.create"),
             };
             let Ok(shown) = serde_json::to_string(&shown) else {
                 continue;

@@ -16,11 +16,17 @@ use ruma::{
         },
         federation::directory::get_public_rooms_filtered::v1 as remote,
     },
+    directory::PublicRoomsChunk,
+    room::JoinRuleKind,
 };
+use serde::Serialize;
 
 use crate::{
     accounts::Session,
-    api::{error::Error, routes::Routes},
+    api::{
+        error::Error,
+        routes::{RawJson, Routes},
+    },
     rooms::{self, DirectoryPage, DirectoryQuery, Listed},
     server::Server,
 };
@@ -78,26 +84,16 @@ async fn get_public_rooms(
     server: Arc<Server>,
     _anyone: (),
     request: get_public_rooms::v3::Request,
-) -> Result<get_public_rooms::v3::Response, Error> {
+) -> Result<RawJson, Error> {
     if let Some(other) = other_server(&server, request.server) {
         let mut question = remote::Request::new();
         question.limit = request.limit;
         question.since = request.since;
         let asked = server.federation.public_rooms(&other, question).await;
-        let found = asked.map_err(Error::of_federation)?;
-        let mut response = get_public_rooms::v3::Response::new(found.chunk);
-        response.next_batch = found.next_batch;
-        response.prev_batch = found.prev_batch;
-        response.total_room_count_estimate = found.total_room_count_estimate;
-        return Ok(response);
+        return remote_answer(asked.map_err(Error::of_federation)?);
     }
     let query = DirectoryQuery::default();
-    let page = page(&server, query, request.limit, request.since.as_deref()).await?;
-    let mut response = get_public_rooms::v3::Response::new(page.rooms);
-    response.next_batch = page.next.map(|offset| offset.to_string());
-    response.prev_batch = page.previous.map(|offset| offset.to_string());
-    response.total_room_count_estimate = UInt::try_from(page.total).ok();
-    Ok(response)
+    answer(page(&server, query, request.limit, request.since.as_deref()).await?)
 }
 
 /// Spec: c2s, "POST /_matrix/client/v3/publicRooms".
@@ -105,7 +101,7 @@ async fn get_public_rooms_filtered(
     server: Arc<Server>,
     _session: Arc<Session>,
     request: get_public_rooms_filtered::v3::Request,
-) -> Result<get_public_rooms_filtered::v3::Response, Error> {
+) -> Result<RawJson, Error> {
     if let Some(other) = other_server(&server, request.server) {
         let mut question = remote::Request::new();
         question.limit = request.limit;
@@ -113,26 +109,65 @@ async fn get_public_rooms_filtered(
         question.filter = request.filter;
         question.room_network = request.room_network;
         let asked = server.federation.public_rooms(&other, question).await;
-        let found = asked.map_err(Error::of_federation)?;
-        let mut response = get_public_rooms_filtered::v3::Response::new();
-        response.chunk = found.chunk;
-        response.next_batch = found.next_batch;
-        response.prev_batch = found.prev_batch;
-        response.total_room_count_estimate = found.total_room_count_estimate;
-        return Ok(response);
+        return remote_answer(asked.map_err(Error::of_federation)?);
     }
     let query = DirectoryQuery {
         term: request.filter.generic_search_term,
         types: request.filter.room_types,
         ..DirectoryQuery::default()
     };
-    let page = page(&server, query, request.limit, request.since.as_deref()).await?;
-    let mut response = get_public_rooms_filtered::v3::Response::new();
-    response.chunk = page.rooms;
-    response.next_batch = page.next.map(|offset| offset.to_string());
-    response.prev_batch = page.previous.map(|offset| offset.to_string());
-    response.total_room_count_estimate = UInt::try_from(page.total).ok();
-    Ok(response)
+    answer(page(&server, query, request.limit, request.since.as_deref()).await?)
+}
+
+/// What both requests are answered with.
+#[derive(Serialize)]
+struct Answer {
+    chunk: Vec<Room>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prev_batch: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_room_count_estimate: Option<UInt>,
+}
+
+/// An entry that says its join rule also where it is `public`, which ruma leaves out: not every client takes the default for granted.
+#[derive(Serialize)]
+struct Room {
+    #[serde(flatten)]
+    room: PublicRoomsChunk,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    join_rule: Option<&'static str>,
+}
+
+impl From<PublicRoomsChunk> for Room {
+    fn from(room: PublicRoomsChunk) -> Self {
+        let join_rule = (room.join_rule == JoinRuleKind::Public).then_some("public");
+        Self { room, join_rule }
+    }
+}
+
+fn answer(page: DirectoryPage) -> Result<RawJson, Error> {
+    raw(&Answer {
+        chunk: page.rooms.into_iter().map(Room::from).collect(),
+        next_batch: page.next.map(|offset| offset.to_string()),
+        prev_batch: page.previous.map(|offset| offset.to_string()),
+        total_room_count_estimate: UInt::try_from(page.total).ok(),
+    })
+}
+
+fn remote_answer(found: remote::Response) -> Result<RawJson, Error> {
+    raw(&Answer {
+        chunk: found.chunk.into_iter().map(Room::from).collect(),
+        next_batch: found.next_batch,
+        prev_batch: found.prev_batch,
+        total_room_count_estimate: found.total_room_count_estimate,
+    })
+}
+
+fn raw(answer: &Answer) -> Result<RawJson, Error> {
+    let json = serde_json::to_vec(answer).map_err(Error::internal)?;
+    Ok(RawJson(json.into()))
 }
 
 /// The server whose directory is asked for, if it is not this one.

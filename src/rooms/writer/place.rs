@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use ruma::{OwnedEventId, UserId};
+use ruma::{EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, UserId, events::TimelineEventType};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
@@ -504,6 +504,15 @@ struct StrippedEvent<'a> {
     state_key: &'a str,
     #[serde(rename = "type")]
     event_type: String,
+    #[serde(flatten)]
+    whole: Option<Whole<'a>>,
+}
+
+/// What the create event shows besides: the whole event, so that who is invited can see what the room's ID stands for (MSC4311).
+#[derive(serde::Serialize)]
+struct Whole<'a> {
+    event_id: &'a EventId,
+    origin_server_ts: MilliSecondsSinceUnixEpoch,
 }
 
 fn stripped_event(pdu: &Pdu) -> StrippedEvent<'_> {
@@ -512,5 +521,9 @@ fn stripped_event(pdu: &Pdu) -> StrippedEvent<'_> {
         sender: &pdu.sender,
         state_key: pdu.state_key.as_deref().unwrap_or_default(),
         event_type: pdu.event_type.to_string(),
+        whole: (pdu.event_type == TimelineEventType::RoomCreate).then(|| Whole {
+            event_id: &pdu.event_id,
+            origin_server_ts: pdu.origin_server_ts,
+        }),
     }
 }
