@@ -77,6 +77,7 @@ pub struct Client {
 }
 
 struct Inner {
+    clock: Clock,
     signer: Arc<Signer>,
     config: Config,
     wire: Wire,
@@ -95,10 +96,11 @@ impl Client {
         config: &Config,
     ) -> Self {
         let wire = match transport {
-            Transport::Network(outbound) => Wire::Network(Discovery::new(outbound, clock)),
+            Transport::Network(outbound) => Wire::Network(Discovery::new(outbound, clock.clone())),
             Transport::Simulated(simulated) => Wire::Simulated(simulated),
         };
         let inner = Inner {
+            clock,
             signer,
             config: config.clone(),
             wire,
@@ -221,14 +223,12 @@ impl Client {
         if server == self.inner.signer.server_name() || !self.inner.config.allows(server) {
             return Err(Error::Denied(server.to_owned()));
         }
-        let answer = match tokio::time::timeout(
-            limits.timeout,
-            self.inner.wire.exchange(server, request, limits),
-        )
-        .await
-        {
-            Ok(answer) => answer?,
-            Err(_elapsed) => return Err(Error::TimedOut(server.to_owned())),
+        // By our clock, so that in a simulation time passes as it says.
+        let answer = tokio::select! {
+            answer = self.inner.wire.exchange(server, request, limits) => answer?,
+            () = self.inner.clock.sleep(limits.timeout) => {
+                return Err(Error::TimedOut(server.to_owned()));
+            }
         };
         if answer.status().is_success() {
             Ok(answer)

@@ -219,3 +219,25 @@ fn the_first_administrator_comes_from_the_environment() {
     assert!(text.contains("admin: true"), "{text}");
     assert_eq!(server.stop(), 0);
 }
+
+#[test]
+fn how_another_server_is_found_is_shown_and_a_denied_address_is_not_asked() {
+    let installation = Installation::new();
+    let (exit, text) = installation.run(&["federation", "show", "192.0.2.1:5"]);
+    assert_eq!(exit, 0, "{text}");
+    for line in [
+        "found_by: address",
+        "endpoints: 192.0.2.1:5",
+        "certificate_for: 192.0.2.1",
+        "allowed: true",
+    ] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+    let (exit, text) = installation.run(&["federation", "ping", "127.0.0.1:5"]);
+    assert_eq!(exit, 6, "{text}");
+    assert!(text.contains("net.denied_ranges"), "{text}");
+    let (exit, text) = installation.run(&["federation", "ping", "hearth.test"]);
+    assert_eq!(exit, 4, "it does not talk to itself: {text}");
+    let (exit, text) = installation.run(&["federation", "show", "not a name"]);
+    assert_eq!(exit, 4, "{text}");
+}

@@ -197,3 +197,19 @@ async fn a_large_answer_is_refused_within_its_limits() {
         "{failed:?}"
     );
 }
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_given_up_when_the_clock_says_so() {
+    let simulated: Simulated = Arc::new(|_server, _request| std::future::pending().boxed());
+    let signer = Arc::new(Signer::generate(name("us.example"), &[7; 32]));
+    let clock = Clock::manual(0);
+    let config = Config::default();
+    let client = Client::new(simulated.into(), signer, clock.clone(), &config);
+    let them = name("them.example");
+    let asked = client.send(&them, get_server_version::v1::Request::new());
+    let (answer, ()) = futures_util::future::join(asked, async {
+        clock.advance(config.timeout.0);
+    })
+    .await;
+    assert!(matches!(answer, Err(Error::TimedOut(_))), "{answer:?}");
+}
