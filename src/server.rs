@@ -169,6 +169,9 @@ impl Server {
             accounts.clone(),
             config.rooms.clone(),
         )?;
+        if !store.was_clean() {
+            check_recent(&rooms).await?;
+        }
         let ephemeral = Ephemeral::new(
             store.clone(),
             clock.clone(),
@@ -246,6 +249,14 @@ impl Server {
             Err(_panicked) => Err(storage::Error::Closed.into()),
         }
     }
+}
+
+/// After a crash: what was written last must hang together. What does not is for people to look at.
+async fn check_recent(rooms: &Rooms) -> Result<(), Error> {
+    for found in rooms.verify_recent().await? {
+        tracing::error!(%found, "the database contradicts itself; run `hearth db check`");
+    }
+    Ok(())
 }
 
 fn new_accounts(

@@ -52,6 +52,22 @@ impl Rooms {
         }
     }
 
+    /// Whether the current state of a room was, after a position, another than that after the last event.
+    pub fn has_forked_since(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        since: Position,
+    ) -> Result<bool, Error> {
+        // Most rooms never did.
+        let may = self.published(room);
+        if may.is_some_and(|published| published.head.forks == 0) {
+            return Ok(false);
+        }
+        let range = CURRENT.after(&(room, since), &(room,));
+        Ok(snapshot.first(range, Order::Forward)?.is_some())
+    }
+
     /// Whether nothing has happened in a room after `position`, up to the snapshot.
     fn is_latest(&self, snapshot: &Snapshot, room: RoomNumber, position: Position) -> bool {
         self.published(room).is_some_and(|published| {

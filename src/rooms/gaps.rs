@@ -76,6 +76,30 @@ pub(super) fn is_before(snapshot: &Snapshot, room: RoomNumber, index: i64) -> Re
     Ok(snapshot.has(&GAPS, &(room, Index(index)))?)
 }
 
+/// Gaps that are looked through for an event.
+const MAX_SEARCHED: usize = 1_000;
+
+/// The newest gap in which an event is missing.
+pub(super) fn naming(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    hash: &EventHash,
+) -> Result<Option<Gap>, Error> {
+    let rows = snapshot.scan(GAPS.prefix(&(room,)), Order::Backward);
+    for row in rows.take(MAX_SEARCHED) {
+        let ((_, Index(index)), gap) = row?;
+        if gap.0.contains(hash) {
+            let missing = gap.ids();
+            return Ok(Some(Gap {
+                room,
+                index,
+                missing,
+            }));
+        }
+    }
+    Ok(None)
+}
+
 impl Rooms {
     /// The next gap in a timeline on the way back from `index`, itself included.
     pub fn gap_at_or_below(

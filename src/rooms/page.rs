@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Error, Placed, RoomNumber, Rooms, Sight, StoredEvent};
+use super::{Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, gaps};
 use crate::storage::{Order, Position, Snapshot};
 
 /// A place in a timeline, right after the event of this index; printed as `t` and the index in base 36.
@@ -116,6 +116,13 @@ impl Rooms {
                 if bounds.ends_before(placed.index) {
                     return Ok(page);
                 }
+                let is_next = at == bounds.start || placed.index.abs_diff(at) == 1;
+                let later = placed.index.max(at);
+                if !is_next && gaps::is_before(snapshot, room, later)? {
+                    // Who asks on from here may have had the missing events fetched.
+                    page.end = Some(query.place_beyond(at));
+                    return Ok(page);
+                }
                 at = placed.index;
                 if is_wanted(&placed.event) && self.may_see(snapshot, sight, &placed.event)? {
                     page.events.push(placed);
@@ -125,14 +132,29 @@ impl Rooms {
                 }
             }
             if is_last && page.events.len() < query.limit {
+                let may_go_on = query.order == Order::Backward
+                    && at != bounds.start
+                    && gaps::is_before(snapshot, room, at)?;
+                page.end = may_go_on.then(|| query.place_beyond(at));
                 return Ok(page);
             }
         }
-        page.end = match query.order {
-            Order::Backward => (at > head.low).then(|| Place::before(at)),
-            Order::Forward => (at < bounds.last).then_some(Place(at)),
+        let is_end = match query.order {
+            Order::Backward => at <= head.low,
+            Order::Forward => at >= bounds.last,
         };
+        page.end = (!is_end).then(|| query.place_beyond(at));
         Ok(page)
+    }
+}
+
+impl PageQuery {
+    /// Where to go on after the event of an index.
+    fn place_beyond(&self, index: i64) -> Place {
+        match self.order {
+            Order::Backward => Place::before(index),
+            Order::Forward => Place(index),
+        }
     }
 }
 

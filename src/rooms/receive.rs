@@ -19,6 +19,7 @@ use self::judge::{Arrival, Place, Verdict};
 use super::{
     Error, RoomNumber, RoomWriter, Rooms, StoredEvent,
     event::{self, flag, hash_of},
+    gaps::{self, Gap},
     state,
     writer::place::Prepared,
 };
@@ -83,7 +84,10 @@ impl RoomWriter {
         batch: Batch,
     ) -> Result<Received, Error> {
         let arrival = self.arrival(event.into_pdu(), intake, None).await?;
-        self.take_in(arrival, batch).await
+        match self.gap_naming(&arrival).await? {
+            Some(gap) => self.take_into_gap(&gap, arrival, batch).await,
+            None => self.take_in(arrival, batch).await,
+        }
     }
 
     /// Takes in an event some of whose previous events cannot be had, after the state that another server says was before
@@ -99,7 +103,66 @@ impl RoomWriter {
     ) -> Result<Received, Error> {
         let told = Some(state_before.to_vec());
         let arrival = self.arrival(event.into_pdu(), Intake::Live, told).await?;
-        self.take_in(arrival, batch).await
+        match self.gap_naming(&arrival).await? {
+            Some(gap) => self.take_into_gap(&gap, arrival, batch).await,
+            None => self.take_in(arrival, batch).await,
+        }
+    }
+
+    /// The gap in which an event is missing. Only what was mentioned before can be.
+    async fn gap_naming(&mut self, arrival: &Arrival) -> Result<Option<Gap>, Error> {
+        let Some(own) = arrival.own.filter(|_| arrival.intake != Intake::Vouched) else {
+            return Ok(None);
+        };
+        self.settled().await?;
+        let (rooms, room, hash) = (self.rooms().clone(), self.room(), arrival.hash);
+        self.rooms()
+            .store
+            .read(move |snapshot| {
+                let known = rooms.event(snapshot, room, own)?;
+                match known.is_none_or(|event| event.meta.has(flag::OUTLIER)) {
+                    true => gaps::naming(snapshot, room, &hash),
+                    false => Ok(None),
+                }
+            })
+            .await
+    }
+
+    /// Takes in an event that others which are here have come after: it belongs to the history.
+    async fn take_into_gap(
+        &mut self,
+        gap: &Gap,
+        mut arrival: Arrival,
+        batch: Batch,
+    ) -> Result<Received, Error> {
+        let event = HistoryEvent {
+            event: Verified::from_stored((*arrival.pdu).clone()),
+            state_before: arrival.told.clone(),
+        };
+        arrival.place = Place::Past {
+            index: gap.index,
+            ord_all: 0,
+            ord_room: 0,
+        };
+        let id = arrival.pdu.event_id.clone();
+        let verdict = self
+            .with_source(move |head, source| judge::judge(head, source, &arrival))
+            .await?;
+        match verdict {
+            Verdict::MissingAuth(missing) => return Ok(Received::MissingAuth(missing)),
+            Verdict::MissingPrev(missing) => return Ok(Received::MissingPrev(missing)),
+            Verdict::Known(_) | Verdict::Settled(..) => {}
+        }
+        self.receive_history(gap, vec![event]).await?;
+        let (rooms, room) = (self.rooms().clone(), self.room());
+        let read = move |snapshot: &Snapshot| rooms.event_in_room(snapshot, room, &id);
+        let event = self.rooms().store.read(read).await?;
+        let event = event.ok_or_else(|| Error::corrupt("bodies", "history was not stored"))?;
+        Ok(Received::Settled {
+            outcome: outcome(&event),
+            event,
+            commit: (!batch.is_empty()).then(|| self.rooms().store.submit(batch)),
+        })
     }
 
     pub(super) async fn take_in(
@@ -255,3 +318,6 @@ impl Rooms {
 fn refused(text: &str) -> AuthError {
     AuthError::Refused(text.to_owned())
 }
+
+#[cfg(test)]
+mod tests;

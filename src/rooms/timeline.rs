@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, EventMeta, RoomNumber, Rooms, StoredEvent, event::Reader};
+use super::{Error, EventMeta, RoomNumber, Rooms, StoredEvent, event::Reader, gaps};
 use crate::{
     events::EventNumber,
     storage::{
@@ -114,9 +114,15 @@ pub(super) struct Recent(Vec<(i64, TimelineRow)>);
 const RECENT_ROWS: usize = 32;
 
 impl Recent {
-    /// With one more event.
+    /// With one more event. What lies before a gap is no part of it, as history comes in between.
     pub(super) fn with(&self, meta: &EventMeta, event: EventNumber) -> Self {
-        let dropped = (self.0.len() + 1).saturating_sub(RECENT_ROWS);
+        let mut dropped = (self.0.len() + 1).saturating_sub(RECENT_ROWS);
+        if meta.is_visible()
+            && let Some((last, _)) = self.0.last()
+            && meta.index != last.saturating_add(1)
+        {
+            dropped = self.0.len();
+        }
         let kept = self.0.iter().skip(dropped).copied();
         if !meta.is_visible() {
             return Self(kept.collect());
@@ -189,7 +195,7 @@ impl Rooms {
     }
 
     /// The newest events with a position above `since` and an index below `before`, newest first; at most `limit`, and
-    /// whether there are more.
+    /// whether there are more. They end where events are missing. Since the beginning, history is among them.
     pub fn timeline_since(
         &self,
         snapshot: &Snapshot,
@@ -208,18 +214,28 @@ impl Rooms {
         }
         let mut rows = Vec::new();
         let mut more = false;
+        let mut after = (before != i64::MAX).then_some(before);
         for row in snapshot.scan(
             TIMELINE.range(&(room,), &(room, Index(before))),
             Order::Backward,
         ) {
             let ((_, Index(index)), row) = row?;
-            if row.position <= since {
+            let is_history = row.position == Position::default();
+            if row.position <= since && !(is_history && since == Position::default()) {
+                // There may be newer events below history that has filled a gap.
+                more = is_history;
+                break;
+            }
+            let is_next = after.is_none_or(|after| after.saturating_sub(1) == index);
+            if !is_next && gaps::is_before(snapshot, room, after.unwrap_or(index))? {
+                more = true;
                 break;
             }
             if rows.len() == limit {
                 more = true;
                 break;
             }
+            after = Some(index);
             rows.push((index, row));
         }
         Ok((self.placed(snapshot, room, &rows)?, more))

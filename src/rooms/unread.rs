@@ -102,6 +102,11 @@ impl Memory {
         if counted.learned.evaluated.is_some() {
             self.learned.evaluated = counted.learned.evaluated.take();
         }
+        self.follow_all(rooms, changes);
+    }
+
+    /// Moves on with the memberships of the current state.
+    pub(super) fn follow_all(&mut self, rooms: &Rooms, changes: &[MembershipChange]) {
         for change in changes.iter().filter(|change| change.is_local) {
             self.follow(rooms, change);
         }

@@ -2,6 +2,8 @@
 //!
 //! The numbers of the findings are those of engine.md section 18.
 
+mod recent;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,

@@ -18,7 +18,8 @@ use super::{
     event::{self, EventHash, flag},
     forks, gaps,
     head::{self, Head, HeadRow},
-    membership, membership_of,
+    membership::{self, MembershipChange},
+    membership_of,
     send::TransactionKey,
     state::{self, Source, StateRows},
     stubs,
@@ -33,7 +34,7 @@ use crate::{
 
 /// Kinds of log entries; engine.md section 10.
 pub(super) const LOG_EVENT: u8 = 1;
-const LOG_STATE: u8 = 2;
+pub(super) const LOG_STATE: u8 = 2;
 
 /// The writer of a room. Holding it is the permission to write; dropping it gives the room to the next.
 pub struct RoomWriter {
@@ -632,11 +633,8 @@ impl Head {
             }
             Some(None) => {}
         }
+        self.set_memberships(&prepared.memberships);
         let row = &mut self.row;
-        row.extremities = self.extremities.iter().map(|(number, _)| *number).collect();
-        for change in prepared.memberships.iter().filter(|change| change.is_local) {
-            row.local = row.local.saturating_add_signed(change.joined());
-        }
         if event.meta.is_accepted() {
             row.max_depth = row.max_depth.max(event.meta.depth);
         }
@@ -650,6 +648,21 @@ impl Head {
         row.ord_all = event.meta.ord_all;
         row.ord_room = event.meta.ord_room;
         row.ord_main = unread.ord_main;
+    }
+
+    /// Moves the head on to other ends of the graph, without an event on top of it.
+    pub(super) fn set_ends(&mut self, ends: &Ends, memberships: &[MembershipChange]) {
+        self.extremities.clone_from(&ends.extremities);
+        self.set_root(ends.root, ends.row);
+        self.set_memberships(memberships);
+        self.forget_state();
+    }
+
+    fn set_memberships(&mut self, changes: &[MembershipChange]) {
+        self.row.extremities = self.extremities.iter().map(|(number, _)| *number).collect();
+        for change in changes.iter().filter(|change| change.is_local) {
+            self.row.local = self.row.local.saturating_add_signed(change.joined());
+        }
     }
 
     fn set_root(&mut self, number: RootNumber, root: state::RootRow) {
@@ -686,11 +699,24 @@ impl Head {
         if turn.takes_up {
             self.row.taken_up = event.meta.index;
         }
-        let Some(ends) = &turn.ends else { return };
-        let shown = match event.meta.is_visible() {
-            true => event.meta.root_after,
-            false => before,
-        };
+        if let Some(ends) = &turn.ends {
+            let shown = match event.meta.is_visible() {
+                true => event.meta.root_after,
+                false => before,
+            };
+            self.insert_ends(batch, ends, shown, before);
+        }
+    }
+
+    /// Notes a current state that is not the one that the timeline shows.
+    pub(super) fn insert_ends(
+        &mut self,
+        batch: &mut Batch,
+        ends: &Ends,
+        shown: RootNumber,
+        before: RootNumber,
+    ) {
+        let room = self.room;
         if ends.root != shown {
             forks::insert(batch, room, ends.root);
             self.row.forks = self.row.forks.saturating_add(1);

@@ -125,8 +125,16 @@ impl Sync {
             // The client may have an older part of the timeline, which this one does not continue.
             timeline.is_limited = true;
         }
+        let rooms = &self.inner.rooms;
+        let since = known.unwrap_or_default();
+        let has_forks = rooms.has_forked_since(view.snapshot, scope.room, since)?;
+        if let (Some(timeline), true) = (&mut timeline, has_forks) {
+            timeline.after = self.current_root(view, scope.room)?;
+            timeline.has_gaps = true;
+        }
         let key = timeline
             .as_ref()
+            .filter(|_| !has_forks)
             .and_then(|timeline| self.fragment_key(view, scope, timeline, known));
         let reader = view.request.viewer.user;
         if let Some(key) = &key
@@ -140,7 +148,15 @@ impl Sync {
             Some(timeline) => timeline.after,
             None => self.current_root(view, scope.room)?,
         };
-        let range = self.state_range(view, scope.room, (timeline.as_ref(), current), known)?;
+        let mut range = self.state_range(view, scope.room, (timeline.as_ref(), current), known)?;
+        if let (Some(since), true) = (known, has_forks) {
+            let is_whole = view.request.is_full_state;
+            range.has_forks = true;
+            range.known = match is_whole {
+                true => None,
+                false => self.root_at(view, scope.room, since)?,
+            };
+        }
         let summary = match range.known {
             Some(known) if known == range.end && !view.request.is_full_state => None,
             _ => Some(self.summary(view, scope.room, current)?),
@@ -222,6 +238,7 @@ impl Sync {
             start,
             end: current,
             has_gap: is_limited,
+            has_forks: false,
         })
     }
 
@@ -317,6 +334,7 @@ impl Sync {
             start: first.map_or(end, |first| first.meta.root_before),
             end,
             has_gap: timeline.is_some_and(|timeline| timeline.is_limited),
+            has_forks: false,
         })
     }
 

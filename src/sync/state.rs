@@ -30,24 +30,19 @@ pub(super) struct StateRange {
     pub(super) end: RootNumber,
     /// There is a gap between what the client knows and the timeline.
     pub(super) has_gap: bool,
+    /// The states of the timeline do not follow from each other by its events.
+    pub(super) has_forks: bool,
 }
 
 impl Sync {
-    /// The state of a room at a position: that after the last event by then.
+    /// The current state of a room at a position.
     pub(super) fn root_at(
         &self,
         view: &View<'_>,
         room: RoomNumber,
         position: Position,
     ) -> Result<Option<RootNumber>, Error> {
-        let rooms = &self.inner.rooms;
-        let index = rooms.index_at(view.snapshot, room, position)?;
-        if index == i64::MIN {
-            return Ok(None);
-        }
-        let order = crate::storage::Order::Backward;
-        let last = rooms.timeline(view.snapshot, room, index.saturating_add(1), order, 1)?;
-        Ok(last.first().map(|last| last.event.meta.root_after))
+        Ok(self.inner.rooms.root_at(view.snapshot, room, position)?)
     }
 
     /// The state events to be told, in the order of the timeline, with `members` among them even if members are loaded lazily.
@@ -64,7 +59,10 @@ impl Sync {
             return Ok(Vec::new());
         }
         let at_end = view.request.state_place != StatePlace::Start;
-        let target = if at_end { range.end } else { range.start };
+        let target = match at_end || range.has_forks {
+            true => range.end,
+            false => range.start,
+        };
         // What happened to members where the client cannot take it from the timeline is told even if members are loaded
         // lazily: it has no other way to learn it.
         let is_hidden =
@@ -76,6 +74,12 @@ impl Sync {
         };
         if filter.has_lazy_members {
             found.extend(self.members(view, (scope.room, target), members, timeline)?);
+        }
+        if let Some(timeline) = timeline.filter(|_| !at_end && range.has_forks) {
+            // What the timeline says itself is not to come before it.
+            let shown: BTreeSet<EventNumber> =
+                timeline.events.iter().map(|event| event.number).collect();
+            found.retain(|event| !shown.contains(&event.number));
         }
         // What changed within the timeline without being in it, members too: those told above may have changed.
         if let Some(timeline) = timeline.filter(|timeline| !at_end && timeline.has_gaps) {

@@ -9,14 +9,18 @@ use ruma::OwnedEventId;
 
 use super::{Intake, Place, Verdict, judge};
 use crate::{
-    events::Verified,
+    events::{Verified, extremities},
     rooms::{
         Error, RoomNumber, RoomWriter, StoredEvent,
         draft::{Draft, Made},
         event,
         gaps::{self, Gap, GapRow},
-        head, redact, relations, state, stubs, timeline,
-        writer::place::{Prepared, Was},
+        head::{self, Head},
+        membership::{self, MembershipChange},
+        redact, relations,
+        state::{self, Source},
+        stubs, timeline,
+        writer::place::{self, Basis, Ends, Prepared, Was},
     },
     storage::{Batch, Order, Snapshot},
 };
@@ -45,6 +49,8 @@ struct Filled {
     prepared: Vec<Box<Prepared>>,
     made: Made,
     missing: Vec<OwnedEventId>,
+    /// What the room is, if they come after what was an end of its graph.
+    ends: Option<(Ends, Vec<MembershipChange>)>,
 }
 
 impl RoomWriter {
@@ -104,9 +110,11 @@ impl RoomWriter {
                         still.push(id);
                     }
                 }
+                let ends = ends(head, &source_with, &draft, &prepared)?;
                 Ok(Filled {
                     prepared,
                     missing: still,
+                    ends,
                     made: draft.into_made().0,
                 })
             })
@@ -166,6 +174,19 @@ impl RoomWriter {
         for past in filled.prepared {
             head.remember_apart(*past);
         }
+        if let Some((ends, memberships)) = filled.ends {
+            let before = head.row.root;
+            head.set_ends(&ends, &memberships);
+            head.unread.follow_all(&rooms, &memberships);
+            head.insert_ends(open(&mut batches), &ends, before, before);
+            for change in &memberships {
+                let batch = open(&mut batches);
+                membership::insert(batch, room, change);
+                if change.is_local {
+                    rooms.invalidate_user_rooms(batch, change.user);
+                }
+            }
+        }
         if let Some(last) = batches.last_mut() {
             head::insert(last, room, &head.row);
             rooms.publish_head(last, room, head.row.clone(), changed);
@@ -178,6 +199,42 @@ impl RoomWriter {
         }
         Ok(left)
     }
+}
+
+/// What the room is once older events belong to it: what they cite is no end any more.
+fn ends(
+    head: &Head,
+    source: &Source<'_>,
+    draft: &Draft,
+    prepared: &[Box<Prepared>],
+) -> Result<Option<(Ends, Vec<MembershipChange>)>, Error> {
+    let before: BTreeSet<_> = head.extremities.iter().map(|(end, _)| *end).collect();
+    let mut after = before.clone();
+    for past in prepared.iter().filter(|past| past.event.meta.is_accepted()) {
+        let (number, cited) = (past.event.number, &past.event.meta.prev_events);
+        after = extremities::after(&after, number, cited, |number| {
+            place::behind(source, number)
+        })?;
+        after.remove(&number);
+    }
+    if after == before || after.is_empty() {
+        return Ok(None);
+    }
+    let kept = head
+        .extremities
+        .iter()
+        .filter(|(end, _)| after.contains(end));
+    let extremities: Vec<_> = kept.cloned().collect();
+    let numbers: Vec<_> = after.into_iter().collect();
+    let Basis { root, row } = Basis::after(head, source, draft, &numbers)?;
+    let memberships = place::memberships(source, (&head.root, &row))?;
+    let ends = Ends {
+        extremities,
+        root,
+        row,
+        is_step: false,
+    };
+    Ok(Some((ends, memberships)))
 }
 
 /// The batch that is written to.

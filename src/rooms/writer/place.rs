@@ -305,6 +305,18 @@ pub(in crate::rooms) fn state_rows(
     Ok(rows)
 }
 
+/// The previous events of an event that was rejected or soft-failed; `None` for others.
+pub(in crate::rooms) fn behind(
+    source: &Source<'_>,
+    number: EventNumber,
+) -> Result<Option<Vec<EventNumber>>, Error> {
+    let passed = source.event(number)?.filter(|event| {
+        let refused = event.meta.is_rejected() || event.meta.has(flag::SOFT_FAILED);
+        refused && !event.meta.has(flag::OUTLIER)
+    });
+    Ok(passed.map(|passed| passed.meta.prev_events.to_vec()))
+}
+
 /// What the room is once an accepted event belongs to it, which the draft holds.
 pub(in crate::rooms) fn ends(
     head: &Head,
@@ -327,15 +339,7 @@ pub(in crate::rooms) fn ends(
         });
     }
     let before: BTreeSet<_> = head.extremities.iter().map(|(end, _)| *end).collect();
-    let behind = |number| -> Result<_, Error> {
-        let Some(passed) = source.event(number)? else {
-            return Ok(None);
-        };
-        let is_passed = passed
-            .meta
-            .has(flag::REJECTED_BY_AUTH_EVENTS | flag::REJECTED_BY_STATE | flag::SOFT_FAILED);
-        Ok(is_passed.then(|| passed.meta.prev_events.to_vec()))
-    };
+    let behind = |number| behind(source, number);
     let after = extremities::after(&before, event.number, &event.meta.prev_events, behind)?;
     let kept = head
         .extremities
