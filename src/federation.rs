@@ -7,20 +7,31 @@ pub mod client;
 mod config;
 pub mod discovery;
 mod edu;
+mod invite;
+mod join;
+mod knock;
+mod leave;
+mod membership;
 mod query;
+mod resident;
 mod sender;
 pub mod server_keys;
 mod space;
+mod third_party;
 
 use std::{sync::Arc, time::Duration};
 
-use ruma::{OwnedServerName, ServerName, api::error::ErrorKind};
+use ruma::{OwnedRoomId, OwnedServerName, ServerName, api::error::ErrorKind};
 
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
+    invite::Invitation,
+    membership::MembershipError,
+    resident::{Asked, Joined, Template},
     sender::{DestinationState, DestinationStatus},
     server_keys::ServerKeys,
+    third_party::BoundInvite,
 };
 use crate::{
     accounts::{self, Accounts},
@@ -28,7 +39,7 @@ use crate::{
     ephemeral::{self, Ephemeral},
     events::Signer,
     rooms::{self, Rooms},
-    storage::{self, Store},
+    storage::{self, Locks, Store},
     telemetry::Metrics,
 };
 
@@ -144,6 +155,8 @@ struct Inner {
     keys: ServerKeys,
     answers: query::Answers,
     sender: sender::Sender,
+    /// One remote join of a room at a time.
+    joins: Locks<OwnedRoomId>,
 }
 
 impl Federation {
@@ -187,6 +200,7 @@ impl Federation {
                 keys,
                 answers: query::Answers::default(),
                 sender,
+                joins: Locks::new(),
             }),
         })
     }

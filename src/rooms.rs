@@ -15,6 +15,7 @@ mod draft;
 mod event;
 mod forks;
 mod gaps;
+mod handover;
 mod head;
 mod hierarchy;
 pub mod identity;
@@ -64,6 +65,7 @@ pub use self::{
     directory::{Config as DirectoryConfig, DirectoryPage, DirectoryQuery, Listed},
     event::{EventMeta, EventPlace, Relation, StoredEvent, flag},
     gaps::Gap,
+    handover::{Handover, Omit},
     head::HeadRow,
     hierarchy::{Hierarchy, HierarchyQuery, RemoteRoom, RemoteRooms, ServedHierarchy},
     member::{Extra, MembershipAction},

@@ -11,7 +11,13 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
-use crate::{accounts, ephemeral, federation, push, rooms, server::NoticeError, storage, sync};
+use crate::{
+    accounts, ephemeral,
+    federation::{self, MembershipError},
+    push, rooms,
+    server::NoticeError,
+    storage, sync,
+};
 
 /// The answer to a request that is not served as asked.
 #[derive(Debug)]
@@ -523,6 +529,32 @@ impl Error {
                 ErrorCode::Unknown,
                 "The other server failed",
             ),
+        }
+    }
+
+    /// What a client is told of a membership that needed other servers.
+    pub fn of_membership(error: MembershipError) -> Self {
+        use MembershipError as E;
+        match error {
+            E::NotFound => Self::not_found("There is no such room"),
+            E::Forbidden(text) => Self::forbidden(text),
+            E::Invalid(text) => Self::bad_json(text),
+            E::IncompatibleVersion(version) => Self::new(
+                StatusCode::BAD_REQUEST,
+                ErrorCode::IncompatibleRoomVersion,
+                "This server does not support the version of the room",
+            )
+            .with("room_version", version.as_str()),
+            E::NoCandidates => Self::not_found("No server is known that is in the room"),
+            E::BadAnswer { .. } => Self::new(
+                StatusCode::BAD_GATEWAY,
+                ErrorCode::Unknown,
+                "The other server's answer cannot be used",
+            ),
+            E::Federation(error) => Self::of_federation(error),
+            E::Rooms(error) => error.into(),
+            E::Accounts(error) => error.into(),
+            E::Storage(error) => error.into(),
         }
     }
 }

@@ -7,9 +7,11 @@ mod directory;
 mod discovery;
 mod event;
 mod keys;
+mod membership;
 mod openid;
 mod query;
 mod space;
+mod thirdparty;
 
 use ruma::{RoomId, ServerName};
 
@@ -33,6 +35,8 @@ pub(super) fn routes() -> Routes {
         .join(openid::routes())
         .join(device::routes())
         .join(keys::routes())
+        .join(membership::routes())
+        .join(thirdparty::routes())
 }
 
 /// Runs `read` on a room that the server which asks may look into: it has joined members, and the room's access list lets

@@ -30,6 +30,7 @@ use ruma::{
 use tokio::sync::Semaphore;
 
 use self::known::KnownKeys;
+pub(super) use self::verify::on_blocking_pool;
 pub use self::{
     document::{BadDocument, KeyDocument, read as read_document},
     request::RequestError,

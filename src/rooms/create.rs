@@ -33,6 +33,7 @@ pub struct CreateRoom {
     pub alias: Option<OwnedRoomAliasId>,
     pub name: Option<String>,
     pub topic: Option<String>,
+    /// Only users of this server are invited along with the creation; what others get by the preset they get all the same.
     pub invite: Vec<OwnedUserId>,
     pub is_direct: bool,
     /// Keys of the create event besides `creator` and `room_version`.
@@ -67,7 +68,12 @@ impl Rooms {
         for event in events(&room, rules)? {
             making.add(event).await?;
         }
-        for user in &room.invite {
+        // Those of other servers are invited when there is a room: their servers have a say.
+        for user in room
+            .invite
+            .iter()
+            .filter(|user| self.accounts.is_local(user))
+        {
             let invite = self
                 .invite_event(&room.creator, user, room.is_direct)
                 .await?;

@@ -15,6 +15,7 @@ mod command_line;
 mod directory;
 mod faults;
 mod federation_keys;
+mod federation_members;
 mod federation_reading;
 mod harness;
 mod history;

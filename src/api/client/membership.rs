@@ -2,11 +2,13 @@
 //!
 //! Spec: c2s, "Room membership".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
+use futures_util::{StreamExt as _, stream};
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, OwnedUserId, RoomId, RoomOrAliasId, UserId,
+    CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId,
+    RoomOrAliasId, UserId,
     api::{
         client::{
             knock::knock_room,
@@ -34,9 +36,11 @@ use crate::{
         routes::{RawJson, Routes},
     },
     events::RootNumber,
-    rooms::{self, Class, Extra, MembershipAction, Sight, StoredEvent},
+    federation::MembershipError,
+    rooms::{self, Class, Extra, MembershipAction, NewEvent, Sight, StoredEvent},
     server::Server,
     storage::{Order, Snapshot},
+    tasks::Stage,
 };
 
 pub(super) fn routes() -> Routes {
@@ -62,6 +66,9 @@ const NOT_TAKEN_OVER: &[&str] = &[
     "third_party_signed",
 ];
 
+/// Servers that sign invites for one request at the same time.
+const INVITES_AT_ONCE: usize = 8;
+
 /// Memberships that a kick ends.
 const PRESENT: &[Class] = &[Class::Join, Class::Invite, Class::Knock];
 
@@ -72,9 +79,9 @@ async fn join_room_by_id(
 ) -> Result<join_room_by_id::v3::Response, Error> {
     super::require_active(&session)?;
     let extra = extra(request.object()?);
-    let room_id = request.request.room_id;
-    server.rooms.join(&session.user, &room_id, extra).await?;
-    Ok(join_room_by_id::v3::Response::new(room_id))
+    let place = (request.request.room_id.clone(), Vec::new());
+    join(&server, &session, place, extra).await?;
+    Ok(join_room_by_id::v3::Response::new(request.request.room_id))
 }
 
 async fn join_room_by_id_or_alias(
@@ -84,9 +91,40 @@ async fn join_room_by_id_or_alias(
 ) -> Result<join_room_by_id_or_alias::v3::Response, Error> {
     super::require_active(&session)?;
     let extra = extra(request.object()?);
-    let room_id = named(&server, &request.request.room_id_or_alias).await?;
-    server.rooms.join(&session.user, &room_id, extra).await?;
+    let request = request.request;
+    let (room_id, via) = named(&server, &request.room_id_or_alias, request.via).await?;
+    join(&server, &session, (room_id.clone(), via), extra).await?;
     Ok(join_room_by_id_or_alias::v3::Response::new(room_id))
+}
+
+async fn join(
+    server: &Arc<Server>,
+    session: &Session,
+    (room_id, via): (OwnedRoomId, Vec<OwnedServerName>),
+    extra: Extra,
+) -> Result<(), Error> {
+    let (federation, user) = (server.federation.clone(), session.user.clone());
+    to_its_end(server, "join", async move {
+        federation.join(&user, &room_id, &via, extra).await
+    })
+    .await
+}
+
+/// Runs what other servers take part in, also if the client does not wait for it: half of it would be worse than none.
+async fn to_its_end<T: Send + 'static>(
+    server: &Server,
+    name: &'static str,
+    work: impl Future<Output = Result<T, MembershipError>> + Send + 'static,
+) -> Result<T, Error> {
+    let (done, wait) = tokio::sync::oneshot::channel();
+    server.tasks.spawn(name, Stage::Requests, async move {
+        // Nobody may be waiting any more.
+        drop(done.send(work.await));
+    });
+    match wait.await {
+        Ok(result) => result.map_err(Error::of_membership),
+        Err(_ended) => Err(Error::unavailable(Duration::from_secs(1))),
+    }
 }
 
 fn extra(mut body: CanonicalJsonObject) -> Extra {
@@ -96,20 +134,18 @@ fn extra(mut body: CanonicalJsonObject) -> Extra {
     body
 }
 
-/// The room of this ID or alias.
-async fn named(server: &Server, name: &RoomOrAliasId) -> Result<OwnedRoomId, Error> {
+/// The room of this ID or alias, and servers that may be in it.
+async fn named(
+    server: &Server,
+    name: &RoomOrAliasId,
+    via: Vec<OwnedServerName>,
+) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     let alias = match <&RoomId>::try_from(name) {
-        Ok(room_id) => return Ok(room_id.to_owned()),
+        Ok(room_id) => return Ok((room_id.to_owned(), via)),
         Err(alias) => alias.to_owned(),
     };
-    let rooms = server.rooms.clone();
-    let found = server
-        .store
-        .read(move |snapshot| rooms.alias(snapshot, &alias))
-        .await?;
-    found
-        .and_then(|row| server.rooms.room_id(row.room))
-        .ok_or_else(|| Error::not_found("There is no such room alias"))
+    let (room_id, servers) = super::alias::find_anywhere(server, alias).await?;
+    Ok((room_id, via.into_iter().chain(servers).collect()))
 }
 
 async fn knock_room(
@@ -118,9 +154,14 @@ async fn knock_room(
     request: knock_room::v3::Request,
 ) -> Result<knock_room::v3::Response, Error> {
     super::require_active(&session)?;
-    let room_id = named(&server, &request.room_id_or_alias).await?;
-    let change = own(&session, MembershipState::Knock, request.reason);
-    server.rooms.set_membership(&room_id, change).await?;
+    let (room_id, via) = named(&server, &request.room_id_or_alias, request.via).await?;
+    let extra = reason_only(request.reason);
+    let (federation, user) = (server.federation.clone(), session.user.clone());
+    let place = room_id.clone();
+    to_its_end(&server, "knock", async move {
+        federation.knock(&user, &place, &via, extra).await
+    })
+    .await?;
     Ok(knock_room::v3::Response::new(room_id))
 }
 
@@ -137,11 +178,12 @@ async fn leave_room(
         let code = ErrorCode::CannotLeaveServerNoticeRoom;
         return Err(Error::new(StatusCode::FORBIDDEN, code, text));
     }
-    let change = own(&session, MembershipState::Leave, request.reason);
-    server
-        .rooms
-        .set_membership(&request.room_id, change)
-        .await?;
+    let extra = reason_only(request.reason);
+    let (federation, user) = (server.federation.clone(), session.user.clone());
+    to_its_end(&server, "leave", async move {
+        federation.leave(&user, &request.room_id, extra).await
+    })
+    .await?;
     Ok(leave_room::v3::Response::new())
 }
 
@@ -153,45 +195,75 @@ async fn invite_user(
     let InvitationRecipient::UserId(recipient) = request.recipient else {
         return Err(no_third_party());
     };
-    require_local(&server, &recipient.user_id)?;
-    let target = (recipient.user_id, recipient.reason);
-    change_other(
-        &server,
-        &session,
-        &request.room_id,
-        target,
-        (MembershipState::Invite, &[]),
-    )
+    super::require_active(&session)?;
+    super::known_room(&server, &request.room_id)?;
+    let action = MembershipAction {
+        sender: session.user.clone(),
+        target: recipient.user_id,
+        membership: MembershipState::Invite,
+        extra: reason_only(recipient.reason),
+        before: &[],
+    };
+    let federation = server.federation.clone();
+    to_its_end(&server, "invite", async move {
+        federation.invite(&request.room_id, action).await
+    })
     .await?;
     Ok(invite_user::v3::Response::new())
 }
 
-/// Inviting users of other servers needs federation.
-pub(super) fn require_local(server: &Server, user: &UserId) -> Result<(), Error> {
-    match server.accounts.is_local(user) {
-        true => Ok(()),
-        false => Err(Error::forbidden("Users of other servers cannot be invited")),
+/// Invites users of other servers into a new room, several at a time. The room stands, whoever cannot be invited.
+pub(super) async fn invite_remote(
+    server: &Arc<Server>,
+    session: &Session,
+    room_id: &RoomId,
+    (invited, is_direct): (Vec<OwnedUserId>, bool),
+) {
+    let remote = invited
+        .into_iter()
+        .filter(|user| !server.accounts.is_local(user));
+    let invites = remote.map(|target| async move {
+        let event = server
+            .rooms
+            .invite_event(&session.user, &target, is_direct)
+            .await?;
+        send_remote_invite(server, room_id.to_owned(), event).await
+    });
+    let mut invites = stream::iter(invites).buffer_unordered(INVITES_AT_ONCE);
+    while let Some(invited) = invites.next().await {
+        if let Err(error) = invited {
+            tracing::info!(%room_id, ?error, "somebody could not be invited into a new room");
+        }
     }
 }
 
-/// That a state event is no invite which would have to be sent to another server.
-pub(super) fn check_invite(
+/// Whether a state event is an invite that another server has to sign.
+pub(super) fn is_remote_invite(
     server: &Server,
     event_type: &TimelineEventType,
     state_key: &str,
     content: &CanonicalJsonObject,
-) -> Result<(), Error> {
+) -> bool {
     let membership = content
         .get("membership")
         .and_then(CanonicalJsonValue::as_str);
-    match <&UserId>::try_from(state_key) {
-        Ok(user)
-            if *event_type == TimelineEventType::RoomMember && membership == Some("invite") =>
-        {
-            require_local(server, user)
-        }
-        _ => Ok(()),
-    }
+    *event_type == TimelineEventType::RoomMember
+        && membership == Some("invite")
+        && <&UserId>::try_from(state_key).is_ok_and(|user| !server.accounts.is_local(user))
+}
+
+/// Sends an invite that another server has to sign.
+pub(super) async fn send_remote_invite(
+    server: &Server,
+    room_id: OwnedRoomId,
+    event: NewEvent,
+) -> Result<OwnedEventId, Error> {
+    super::known_room(server, &room_id)?;
+    let federation = server.federation.clone();
+    to_its_end(server, "invite", async move {
+        federation.invite_with(&room_id, event).await
+    })
+    .await
 }
 
 /// Inviting by e-mail address or telephone number needs an identity server.
@@ -270,17 +342,6 @@ async fn change_other(
         before,
     };
     Ok(server.rooms.set_membership(room_id, change).await?)
-}
-
-fn own(session: &Session, membership: MembershipState, reason: Option<String>) -> MembershipAction {
-    let (sender, target) = (session.user.clone(), session.user.clone());
-    MembershipAction {
-        sender,
-        target,
-        membership,
-        extra: reason_only(reason),
-        before: &[],
-    }
 }
 
 fn reason_only(reason: Option<String>) -> Extra {

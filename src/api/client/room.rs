@@ -51,7 +51,9 @@ async fn create_room(
 ) -> Result<create_room::v3::Response, Error> {
     super::require_active(&session)?;
     let room = new_room(&server, &session, request)?;
+    let (invited, is_direct) = (room.invite.clone(), room.is_direct);
     let room_id = server.rooms.create(room).await.map_err(not_created)?;
+    super::membership::invite_remote(&server, &session, &room_id, (invited, is_direct)).await;
     Ok(create_room::v3::Response::new(room_id))
 }
 
@@ -73,9 +75,6 @@ fn new_room(
 ) -> Result<CreateRoom, Error> {
     if !request.invite_3pid.is_empty() {
         return Err(super::membership::no_third_party());
-    }
-    for user in &request.invite {
-        super::membership::require_local(server, user)?;
     }
     let is_published = request.visibility == Visibility::Public;
     let preset = match request.preset {
@@ -141,7 +140,10 @@ fn initial_state<T>(server: &Server, events: &[Raw<T>]) -> Result<Vec<State>, Er
             .map_err(|error| Error::from_json(&error, text.as_bytes()))?;
         let content = content::object(event.content.get().as_bytes())?;
         let event_type = event.event_type.into();
-        super::membership::check_invite(server, &event_type, &event.state_key, &content)?;
+        if super::membership::is_remote_invite(server, &event_type, &event.state_key, &content) {
+            let text = "Users of other servers are invited with `invite`";
+            return Err(Error::invalid_param(text));
+        }
         state.push((event_type, event.state_key, content));
     }
     Ok(state)

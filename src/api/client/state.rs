@@ -41,7 +41,11 @@ async fn send_state_event(
     super::require_active(&session)?;
     let content = content::content(&request.body)?;
     let event_type = TimelineEventType::from(request.event_type.to_string());
-    super::membership::check_invite(&server, &event_type, &request.state_key, &content)?;
+    if super::membership::is_remote_invite(&server, &event_type, &request.state_key, &content) {
+        let event = NewEvent::state(session.user.clone(), event_type, request.state_key, content);
+        let sent = super::membership::send_remote_invite(&server, request.room_id, event);
+        return Ok(send_state_event::v3::Response::new(sent.await?));
+    }
     if event_type == TimelineEventType::RoomCanonicalAlias && request.state_key.is_empty() {
         let room = super::known_room(&server, &request.room_id)?;
         let (rooms, content) = (server.rooms.clone(), content.clone());

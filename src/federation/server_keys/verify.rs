@@ -57,7 +57,7 @@ impl ServerKeys {
 }
 
 /// Runs `work` where it may take long.
-pub(super) async fn on_blocking_pool<T: Send + 'static>(
+pub(in crate::federation) async fn on_blocking_pool<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
     match tokio::task::spawn_blocking(work).await {
