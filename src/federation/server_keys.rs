@@ -49,13 +49,16 @@ use crate::{
 /// How long a server has to tell its keys.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer with the keys of one server.
-const MAX_DOCUMENT_BYTES: usize = 32 << 10;
+const MAX_DOCUMENT_BYTES: usize = 16 << 10;
 /// The largest answer of a notary.
 const MAX_NOTARY_BYTES: usize = 4 << 20;
 /// Servers that a notary is asked about in one request.
 const MAX_ASKED_OF_NOTARY: usize = 100;
-/// Servers asked at the same time, for all that goes on together.
+/// Servers asked at the same time, for all that goes on together, by the reason. Anybody can make requests in the name of
+/// servers that answer slowly: that must not hold up what is received from others.
 const MAX_FETCHES: usize = 64;
+const MAX_FETCHES_FOR_CALLERS: usize = 256;
+const MAX_FETCHES_AS_NOTARY: usize = 16;
 /// How long one call waits for keys of all servers together. What did not come by then counts as unknown.
 const GATHER_DEADLINE: Duration = Duration::from_secs(60);
 /// The least time between two questions to a server that answered.
@@ -65,8 +68,11 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(5);
 const MAX_BACKOFF: Duration = Duration::from_secs(3_600);
 /// The longest wait where the server itself speaks to us: it is there.
 const MAX_BACKOFF_OF_CALLER: Duration = Duration::from_secs(10);
-/// Servers whose keys are in memory, and servers whose failures are remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("ten thousand is not zero");
+/// Servers whose keys are in memory: a kilobyte each, or whatever [`MAX_DOCUMENT_BYTES`] lets them have.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4_000).expect("four thousand is not zero");
+/// Servers of which is remembered when they were asked.
+const REMEMBERED_ATTEMPTS: NonZeroUsize =
+    NonZeroUsize::new(10_000).expect("ten thousand is not zero");
 
 /// Keys that are needed: by server and key ID, the latest moment at which they must be valid, in milliseconds.
 pub(super) type Wanted = BTreeMap<OwnedServerName, BTreeMap<String, u64>>;
@@ -85,11 +91,36 @@ struct Inner {
     client: Client,
     notaries: Vec<OwnedServerName>,
     /// What was read from or written to the store lately.
-    known: Mutex<LruCache<OwnedServerName, Arc<KnownKeys>>>,
+    known: Mutex<LruCache<OwnedServerName, Remembered>>,
     attempts: Mutex<LruCache<OwnedServerName, Attempt>>,
     /// One question to a server at a time.
     turns: Locks<OwnedServerName>,
-    fetches: Semaphore,
+    fetches: Fetches,
+}
+
+/// Who may ask at the same time.
+struct Fetches {
+    callers: Semaphore,
+    events: Semaphore,
+    notary: Semaphore,
+}
+
+/// The keys of a server in memory. Those that have only checked requests are not in the store: anybody can make as many
+/// servers as they like.
+#[derive(Clone)]
+struct Remembered {
+    known: Arc<KnownKeys>,
+    is_stored: bool,
+}
+
+/// What came of asking for keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Enough,
+    /// The server was asked now, in vain.
+    NotEnough,
+    /// It was asked a short time ago.
+    NotNow,
 }
 
 /// How the last question to a server went.
@@ -107,6 +138,8 @@ enum Reason {
     Caller,
     /// To check what it signed.
     Events,
+    /// Another server wants to know.
+    Notary,
 }
 
 /// What the keys are made of.
@@ -141,9 +174,13 @@ impl ServerKeys {
             client,
             notaries,
             known: Mutex::new(LruCache::new(REMEMBERED)),
-            attempts: Mutex::new(LruCache::new(REMEMBERED)),
+            attempts: Mutex::new(LruCache::new(REMEMBERED_ATTEMPTS)),
             turns: Locks::new(),
-            fetches: Semaphore::new(MAX_FETCHES),
+            fetches: Fetches {
+                callers: Semaphore::new(MAX_FETCHES_FOR_CALLERS),
+                events: Semaphore::new(MAX_FETCHES),
+                notary: Semaphore::new(MAX_FETCHES_AS_NOTARY),
+            },
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -164,6 +201,9 @@ impl ServerKeys {
         let mut found = BTreeMap::new();
         for server in wanted.into_keys() {
             if let Some(known) = self.known(&server).await {
+                if reason == Reason::Events {
+                    self.store(&server);
+                }
                 found.insert(server, known);
             }
         }
@@ -185,7 +225,7 @@ impl ServerKeys {
         }
     }
 
-    /// The server, if its keys are not known even after asking it.
+    /// The server, if its keys are not known even after asking it, which happened now.
     async fn ask_for(
         &self,
         server: &OwnedServerName,
@@ -193,34 +233,36 @@ impl ServerKeys {
         reason: Reason,
     ) -> Option<OwnedServerName> {
         match self.ask(server, keys, reason).await {
-            true => None,
-            false => Some(server.clone()),
+            Asked::NotEnough => Some(server.clone()),
+            Asked::Enough | Asked::NotNow => None,
         }
     }
 
-    /// Whether the keys of a server are known, if need be after asking it.
+    /// Asks a server for its keys if they are not known.
     async fn ask(
         &self,
         server: &OwnedServerName,
         keys: &BTreeMap<String, u64>,
         reason: Reason,
-    ) -> bool {
+    ) -> Asked {
         if self.has(server, keys).await {
-            return true;
+            return Asked::Enough;
         }
         let _turn = self.inner.turns.lock(server.clone()).await;
         // Who had the turn before may have asked for the same.
         if self.has(server, keys).await {
-            return true;
+            return Asked::Enough;
         }
         if !self.may_ask(server, reason) {
-            return false;
+            return Asked::NotNow;
         }
-        match self.fetch(server).await {
-            Ok(()) => {}
-            Err(error) => tracing::debug!(%server, %error, "the server does not tell its keys"),
+        if let Err(error) = self.fetch(server, reason).await {
+            tracing::debug!(%server, %error, "the server does not tell its keys");
         }
-        self.has(server, keys).await
+        match self.has(server, keys).await {
+            true => Asked::Enough,
+            false => Asked::NotEnough,
+        }
     }
 
     async fn has(&self, server: &ServerName, keys: &BTreeMap<String, u64>) -> bool {
@@ -229,8 +271,13 @@ impl ServerKeys {
     }
 
     /// Asks a server for its keys. Its turn is held.
-    async fn fetch(&self, server: &ServerName) -> Result<(), Error> {
-        let _permit = self.inner.fetches.acquire().await;
+    async fn fetch(&self, server: &ServerName, reason: Reason) -> Result<(), Error> {
+        let fetches = match reason {
+            Reason::Caller => &self.inner.fetches.callers,
+            Reason::Events => &self.inner.fetches.events,
+            Reason::Notary => &self.inner.fetches.notary,
+        };
+        let _permit = fetches.acquire().await;
         let limits = Limits {
             timeout: FETCH_TIMEOUT,
             max_bytes: MAX_DOCUMENT_BYTES,
@@ -245,7 +292,8 @@ impl ServerKeys {
             Err(error) => Err(error),
         };
         self.note_attempt(server, fetched.is_ok());
-        self.keep(fetched?).await
+        self.keep(fetched?).await;
+        Ok(())
     }
 
     /// Asks the notaries, in turn, about servers that do not answer.
@@ -288,12 +336,12 @@ impl ServerKeys {
             // The notary's own key comes from the notary itself, as anybody's.
             let ids = document.signed_by(notary);
             let needed = ids.into_iter().map(|id| (id, now_ms)).collect();
-            if !self.ask(notary, &needed, Reason::Events).await {
+            if self.ask(notary, &needed, Reason::Events).await != Asked::Enough {
                 continue;
             }
             let keys = self.known(notary).await;
             if keys.is_some_and(|keys| keys.vouch_for(&document, notary, now_ms)) {
-                self.keep(document).await?;
+                self.keep(document).await;
             }
         }
         Ok(())
@@ -324,7 +372,7 @@ impl Attempt {
     fn wait(self, reason: Reason) -> Duration {
         let longest = match reason {
             Reason::Caller => MAX_BACKOFF_OF_CALLER,
-            Reason::Events => MAX_BACKOFF,
+            Reason::Events | Reason::Notary => MAX_BACKOFF,
         };
         match self.failures {
             0 => REFRESH_INTERVAL.min(longest),

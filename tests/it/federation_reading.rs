@@ -119,8 +119,9 @@ async fn a_server_in_the_room_reads_events_and_states() {
 async fn a_server_outside_the_room_reads_nothing() {
     let shared = Shared::new(json!({ "preset": "public_chat" })).await;
     let (server, peer) = (&shared.server, &shared.peer);
-    let said = escaped(&shared.alice.say(&shared.room, "hello").await);
+    let said = shared.alice.say(&shared.room, "hello").await;
     let missing = json!({ "earliest_events": [], "latest_events": [said] });
+    let said = escaped(&said);
     let paths = [
         format!("/_matrix/federation/v1/event/{said}"),
         shared.path("state", &format!("?event_id={said}")),

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ruma::{OwnedServerName, ServerName};
+use ruma::ServerName;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, ServerKeys,
+    Remembered, ServerKeys,
     document::{KeyDocument, PublicKey},
     lock,
 };
@@ -135,8 +135,8 @@ impl ServerKeys {
         if server == self.inner.signer.server_name() {
             return Some(self.own_keys());
         }
-        if let Some(known) = lock(&self.inner.known).get(server) {
-            return Some(Arc::clone(known));
+        if let Some(remembered) = lock(&self.inner.known).get(server) {
+            return Some(Arc::clone(&remembered.known));
         }
         let key = table_key(server)?;
         let row = self
@@ -145,7 +145,11 @@ impl ServerKeys {
             .read(move |snapshot| snapshot.get(&SERVER_KEYS, &key))
             .await;
         match row {
-            Ok(row) => row.map(|Cbor(known)| self.remember(server.to_owned(), known)),
+            Ok(row) => row.map(|Cbor(known)| {
+                let known = Arc::new(known);
+                self.remember(server, Arc::clone(&known), Stored::Yes);
+                known
+            }),
             Err(error) => {
                 tracing::error!(%error, "server keys cannot be read");
                 None
@@ -153,27 +157,50 @@ impl ServerKeys {
         }
     }
 
-    /// Keeps what a document says. The turn of the server is held, or the document comes from a notary.
-    pub(super) async fn keep(&self, document: KeyDocument) -> Result<(), Error> {
-        let Some(key) = table_key(&document.server) else {
-            return Ok(());
-        };
+    /// Keeps what a document says, in memory. The turn of the server is held, or the document comes from a notary.
+    pub(super) async fn keep(&self, document: KeyDocument) {
         let known = self.known(&document.server).await;
         let mut known = known.as_deref().cloned().unwrap_or_default();
         known.merge(&document, self.inner.clock.now_ms());
-        let mut batch = Batch::new();
-        batch.put(&SERVER_KEYS, &key, &Cbor(known.clone()));
-        // In memory it counts at once: were the row lost, it would be fetched again.
-        self.remember(document.server, known);
-        self.inner.store.submit(batch).await?;
-        Ok(())
+        self.remember(&document.server, Arc::new(known), Stored::No);
     }
 
-    fn remember(&self, server: OwnedServerName, known: KnownKeys) -> Arc<KnownKeys> {
-        let known = Arc::new(known);
-        lock(&self.inner.known).put(server, Arc::clone(&known));
-        known
+    fn remember(&self, server: &ServerName, known: Arc<KnownKeys>, stored: Stored) {
+        let remembered = Remembered {
+            known,
+            is_stored: stored == Stored::Yes,
+        };
+        lock(&self.inner.known).put(server.to_owned(), remembered);
     }
+
+    /// Stores the keys of a server that has signed events: they are needed as long as these.
+    ///
+    /// Nobody waits for that: were the row lost, the events would be as well.
+    pub(super) fn store(&self, server: &ServerName) {
+        let Some(key) = table_key(server) else {
+            return;
+        };
+        let mut known = lock(&self.inner.known);
+        let Some(remembered) = known.get_mut(server).filter(|keys| !keys.is_stored) else {
+            return;
+        };
+        remembered.is_stored = true;
+        let mut batch = Batch::new();
+        batch.put(
+            &SERVER_KEYS,
+            &key,
+            &Cbor(KnownKeys::clone(&remembered.known)),
+        );
+        // Queued under the lock, so that an older state never comes after a newer one.
+        drop(self.inner.store.submit(batch));
+    }
+}
+
+/// Whether keys in memory are those in the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    Yes,
+    No,
 }
 
 fn table_key(server: &ServerName) -> Option<(Text,)> {

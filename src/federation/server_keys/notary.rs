@@ -22,8 +22,8 @@ impl ServerKeys {
         if !self.is_fresh(&server, minimum_valid_until_ms).await {
             let _turn = self.inner.turns.lock(server.clone()).await;
             if !self.is_fresh(&server, minimum_valid_until_ms).await
-                && self.may_ask(&server, Reason::Events)
-                && let Err(error) = self.fetch(&server).await
+                && self.may_ask(&server, Reason::Notary)
+                && let Err(error) = self.fetch(&server, Reason::Notary).await
             {
                 tracing::debug!(%server, %error, "the server does not tell its keys");
             }

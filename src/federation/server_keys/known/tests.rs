@@ -83,6 +83,11 @@ fn the_row_has_these_bytes() {
     let mut bytes = Vec::new();
     row.encode(&mut bytes);
     assert_eq!(Cbor::<KnownKeys>::decode(&bytes).unwrap(), row);
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, "");
+    let key = r"\x07".repeat(32);
+    let expected = [
+        r"\xa4dkeys\xa1ied25519:a\xa3ckey\x98 ",
+        &key,
+        r"nvalid_until_ms\x19\x03\xe8fis_old\xf4hdocumentb{}nvalid_until_ms\x19\x03\xe8jfetched_ms\x19\x01\xf4",
+    ];
+    assert_eq!(bytes.escape_ascii().to_string(), expected.concat());
 }
