@@ -139,10 +139,6 @@ pub struct Federation {
     inner: Arc<Inner>,
 }
 
-#[expect(
-    dead_code,
-    reason = "the parts of federation that use these follow (#3)"
-)]
 struct Inner {
     store: Store,
     clock: Clock,

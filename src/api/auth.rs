@@ -208,7 +208,10 @@ impl Authenticate for ServerSignatures {
         }
         let keys = server.federation.keys();
         match keys.verify_request(&authorization, request).await {
-            Ok(()) => Ok(Origin(authorization.origin)),
+            Ok(()) => {
+                server.federation.heard_from(&authorization.origin);
+                Ok(Origin(authorization.origin))
+            }
             Err(error) => Err(unauthorized(error.to_string())),
         }
     }

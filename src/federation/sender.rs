@@ -210,9 +210,9 @@ impl Federation {
     fn start_deliveries(&self, tasks: &Tasks) {
         let now_ms = self.inner.clock.now_ms();
         let ready = self.inner.sender.lock().take_ready(now_ms);
-        for (server, has_failed_before) in ready {
+        for (server, is_doubtful) in ready {
             let stop = tasks.stop_signal(Stage::Followers);
-            let delivery = self.clone().deliver(server, has_failed_before, stop);
+            let delivery = self.clone().deliver(server, is_doubtful, stop);
             tasks.spawn("federation destination", Stage::Followers, delivery);
         }
         self.inner.sender.count_metrics();
@@ -225,8 +225,7 @@ impl Federation {
             let after = sender.lock().distributed();
             self.start_anew(after).await?;
         }
-        let concerns =
-            |entry: &&LogEntry| Rooms::logged_event(entry).is_some() || entry.kind == LOG_RECEIPT;
+        let concerns = |entry: &&LogEntry| self.may_concern_others(entry);
         let entries: Vec<LogEntry> = page.entries.iter().filter(concerns).cloned().collect();
         let mut dealt = Dealt::default();
         if !entries.is_empty() {
@@ -252,6 +251,21 @@ impl Federation {
                 .await?;
         }
         Ok(())
+    }
+
+    /// False where memory tells that an entry concerns no other server: most rooms of most servers have local members only,
+    /// and then nothing is to be read.
+    fn may_concern_others(&self, entry: &LogEntry) -> bool {
+        let rooms = &self.inner.rooms;
+        if let Some((room, number)) = Rooms::logged_event(entry) {
+            return !self.inner.sender.receipts.is_empty() || !rooms.stays_here(room, number);
+        }
+        let place = (entry.kind == LOG_RECEIPT)
+            .then(|| ReceiptPlace::decode(&entry.payload))
+            .flatten();
+        place.is_some_and(|place| {
+            place.kind == ReceiptKind::Public && !rooms.has_local_members_only(place.room)
+        })
     }
 
     /// Whom these entries concern.

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 use ruma::{ServerName, UserId};
 
 use super::{
-    Class, Error, EventMeta, RoomNumber, Rooms, ServerNumber, StoredEvent, event, flag, membership,
-    membership_of, timeline,
+    Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, ServerNumber, StoredEvent, event, flag,
+    membership, membership_of, timeline,
     writer::{LOG_EVENT, read_log_entry},
 };
 use crate::{
@@ -52,6 +52,26 @@ impl Rooms {
         (entry.kind == LOG_EVENT)
             .then(|| read_log_entry(&entry.payload))
             .flatten()
+    }
+
+    /// Whether nobody of another server is joined to a room now.
+    pub fn has_local_members_only(&self, room: RoomNumber) -> bool {
+        let published = self.published(room);
+        published.is_some_and(|published| has_local_members_only(&published.head))
+    }
+
+    /// Whether memory tells that an event goes out to no other server: nobody of one was in the room after it, and it has
+    /// moved nobody out.
+    pub fn stays_here(&self, room: RoomNumber, event: EventNumber) -> bool {
+        let (Some(published), Some(event)) =
+            (self.published(room), self.caches.events.get(&(room, event)))
+        else {
+            return false;
+        };
+        let is_moving = event.meta.event_type == super::TypeNumber::MEMBER;
+        !is_moving
+            && event.meta.root_after == published.head.root
+            && has_local_members_only(&published.head)
     }
 
     /// The number of a server, given out now if it has none.
@@ -152,6 +172,10 @@ impl Rooms {
         let before = self.state_event(snapshot, before, "m.room.member", target.as_str())?;
         Ok(before.map(|_| self.server_number(target.server_name())))
     }
+}
+
+fn has_local_members_only(head: &HeadRow) -> bool {
+    head.local >= head.joined
 }
 
 /// Takes `page` and adds those of its events that go out.

@@ -58,6 +58,10 @@ impl WaitingReceipts {
         }
     }
 
+    pub(in crate::federation) fn is_empty(&self) -> bool {
+        self.lock().count == 0
+    }
+
     /// Takes the receipts that name `event`.
     pub(in crate::federation) fn take(&self, event: &EventId) -> Vec<(RoomNumber, RemoteReceipt)> {
         let mut waiting = self.lock();

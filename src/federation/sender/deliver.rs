@@ -1,7 +1,7 @@
 //! One task for each server that has something to get: it sends one transaction after the other and ends when nothing is left.
 //!
 //! Its turn to use the network it takes for each transaction anew, so that a server with much to get does not hold up those
-//! with little. Servers that failed before have turns of their own: they may take long to fail again.
+//! with little. Servers of which it is doubtful that they are there have turns of their own: they may take long to fail again.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -34,17 +34,17 @@ const MAX_EDU_AGE_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
 /// Who takes turns at the network.
 pub(super) struct Lanes {
-    /// Servers that answered last time.
+    /// Servers that answered last time, or were heard of since.
     main: Semaphore,
-    /// Servers that did not.
-    retries: Semaphore,
+    /// The others.
+    doubtful: Semaphore,
 }
 
 impl Default for Lanes {
     fn default() -> Self {
         Self {
             main: Semaphore::new(128),
-            retries: Semaphore::new(16),
+            doubtful: Semaphore::new(16),
         }
     }
 }
@@ -54,7 +54,7 @@ struct Delivery<'a> {
     federation: &'a Federation,
     server: ServerNumber,
     name: OwnedServerName,
-    has_failed_before: bool,
+    is_doubtful: bool,
     /// Everything is noted: the task may end.
     is_over: bool,
 }
@@ -81,15 +81,16 @@ struct Loaded {
 
 impl Federation {
     /// Sends `server` all that it is to get.
-    pub(super) async fn deliver(self, server: ServerNumber, has_failed_before: bool, stop: Stop) {
+    pub(super) async fn deliver(self, server: ServerNumber, is_doubtful: bool, stop: Stop) {
         let Some(name) = self.inner.rooms.server_name(server) else {
+            self.inner.sender.lock().interrupted(server);
             return;
         };
         let mut delivery = Delivery {
             federation: &self,
             server,
             name,
-            has_failed_before,
+            is_doubtful,
             is_over: false,
         };
         tokio::select! {
@@ -228,8 +229,8 @@ impl Delivery<'_> {
         if contents.is_empty() {
             return Ok(true);
         }
-        let lane = match self.has_failed_before {
-            true => &inner.sender.lanes.retries,
+        let lane = match self.is_doubtful {
+            true => &inner.sender.lanes.doubtful,
             false => &inner.sender.lanes.main,
         };
         let turn = lane.acquire().await;
@@ -254,7 +255,7 @@ impl Delivery<'_> {
         inner.sender.metrics.sent(&outcome, contents, seconds);
         match outcome {
             Outcome::Taken => {
-                self.has_failed_before = false;
+                self.is_doubtful = false;
                 Ok(true)
             }
             Outcome::Refused(error) => {

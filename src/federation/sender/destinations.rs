@@ -321,6 +321,7 @@ impl Destinations {
             return false;
         };
         failure.woken = 0;
+        destination.is_woken = true;
         self.retries.remove(&(failure.retry_ms, server));
         if !destination.is_running {
             self.ready.insert(server);
@@ -328,7 +329,8 @@ impl Destinations {
         true
     }
 
-    /// The servers to which a task is to be started now, and whether their last attempt failed.
+    /// The servers to which a task is to be started now, and whether it is doubtful that they are there: the last attempt
+    /// failed, and nothing was heard of them since.
     pub(super) fn take_ready(&mut self, now_ms: u64) -> Vec<(ServerNumber, bool)> {
         while let Some((retry_ms, server)) = self.retries.first().copied() {
             if retry_ms > now_ms {
@@ -347,7 +349,8 @@ impl Destinations {
             }
             destination.is_running = true;
             self.running += 1;
-            started.push((server, destination.failure.is_some()));
+            let is_doubtful = destination.failure.is_some() && !destination.is_woken;
+            started.push((server, is_doubtful));
         }
         started
     }

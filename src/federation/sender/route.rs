@@ -22,8 +22,11 @@ const MAX_ROOMS: NonZeroUsize = NonZeroUsize::new(4_096).expect("it is above zer
 
 /// The servers of each room as of the memberships asked for last.
 pub(super) struct Routes {
-    rooms: Mutex<LruCache<RoomNumber, (NodeNumber, Arc<[ServerNumber]>)>>,
+    rooms: Mutex<LruCache<RoomNumber, Route>>,
 }
+
+/// The servers of a room, and the memberships by which they are in it.
+type Route = (NodeNumber, Arc<[ServerNumber]>);
 
 impl Default for Routes {
     fn default() -> Self {

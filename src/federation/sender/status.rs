@@ -6,7 +6,7 @@ use ruma::{OwnedServerName, ServerName};
 use serde::Serialize;
 
 use super::destinations::Standing;
-use crate::federation::Federation;
+use crate::federation::{Federation, Mode};
 
 /// What is the matter with a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +66,9 @@ impl Federation {
     /// Whether everything that has happened is dealt out, and nobody is being sent anything: all that is left waits for its
     /// time, see [`crate::clock::Clock::next_wait`].
     pub fn is_sender_idle(&self) -> bool {
+        if self.inner.config.mode == Mode::Off {
+            return true;
+        }
         let clock = &self.inner.clock;
         let now_ms = clock.now_ms();
         if clock.next_wait().is_some_and(|at_ms| at_ms <= now_ms) {
