@@ -22,6 +22,7 @@ mod history;
 mod layers;
 mod listeners;
 mod moment;
+mod netns;
 mod notices;
 mod peer;
 mod people_in_rooms;

@@ -53,6 +53,11 @@ impl Peer {
     /// Starts to listen.
     pub async fn start() -> Self {
         let address = federated::free_address();
+        Self::start_behind(address, address).await
+    }
+
+    /// Starts to listen at `behind`; `address`, which is its name, is led there by somebody else.
+    pub async fn start_behind(address: SocketAddr, behind: SocketAddr) -> Self {
         let name = ServerName::parse(address.to_string()).expect("an address is a name");
         let seed = *blake3::hash(name.as_bytes()).as_bytes();
         let signer = Arc::new(Signer::generate(name.clone(), &seed));
@@ -73,7 +78,7 @@ impl Peer {
         peer.answer("GET", "/_matrix/key/v2/server", move |_| {
             (200, keys.clone())
         });
-        listen(address, Arc::clone(&peer.shared)).await;
+        listen(address, behind, Arc::clone(&peer.shared)).await;
         peer
     }
 
@@ -234,7 +239,7 @@ pub fn object(value: Value) -> CanonicalJsonObject {
 }
 
 /// Serves until the runtime of the test ends.
-async fn listen(address: SocketAddr, shared: Arc<Shared>) {
+async fn listen(address: SocketAddr, behind: SocketAddr, shared: Arc<Shared>) {
     let files = federated::AUTHORITY.sign(&address.ip().to_string());
     let cert = CertificateDer::from_pem_file(&files.cert).expect("a certificate");
     let key = PrivateKeyDer::from_pem_file(&files.key).expect("a key");
@@ -246,7 +251,7 @@ async fn listen(address: SocketAddr, shared: Arc<Shared>) {
         .expect("they fit");
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind(address)
+    let listener = tokio::net::TcpListener::bind(behind)
         .await
         .expect("the address is free");
     tokio::spawn(async move {
