@@ -26,7 +26,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio_rustls::TlsConnector;
 
-use self::{addresses::Rules, connect::Connection, pool::Pool};
+use self::{
+    addresses::Rules,
+    connect::Connection,
+    pool::{Host, Pool},
+};
 pub use self::{
     names::{Fixed, Names, Service},
     redirect::MAX_REDIRECTS,
@@ -273,18 +277,28 @@ impl Inner {
                     return Ok(answer);
                 }
                 // The other side had given the connection up before it saw the request.
-                Err(error) if is_stale(&error) => host.discard(),
+                Err(error) if is_stale(&connection, &error) => host.discard(),
                 Err(error) => return Err(error.into()),
             }
         }
-        let mut connection = self.connect(target).await?;
-        if let Connection::Http2(sender) = &connection {
-            host.keep(Connection::Http2(sender.clone()));
-        }
+        let mut connection = self.new_connection(&host, target).await?;
         let response = send(&mut connection, target, &request).await?;
         let answer = read(response, max_bytes).await?;
         host.keep(connection);
         Ok(answer)
+    }
+
+    /// A connection of our own, or one that somebody else has made meanwhile and shares.
+    async fn new_connection(&self, host: &Host, target: &Target) -> Result<Connection, Error> {
+        let turn = host.turn_to_connect().await;
+        if turn.is_some()
+            && let Some(shared @ Connection::Http2(_)) = host.take()
+        {
+            return Ok(shared);
+        }
+        let connection = self.connect(target).await?;
+        host.connected(&connection);
+        Ok(connection)
     }
 }
 
@@ -326,8 +340,17 @@ fn absolute(uri: &http::Uri, authority: &str) -> http::Uri {
 }
 
 /// Whether a connection that has been used before was closed by the other side without an answer.
-fn is_stale(error: &hyper::Error) -> bool {
-    error.is_canceled() || error.is_closed() || error.is_incomplete_message() || is_reset(error)
+fn is_stale(connection: &Connection, error: &hyper::Error) -> bool {
+    match connection {
+        Connection::Http1(_) => {
+            error.is_canceled()
+                || error.is_closed()
+                || error.is_incomplete_message()
+                || is_reset(error)
+        }
+        // A server that shuts down refuses new streams in one of many ways.
+        Connection::Http2(_) => true,
+    }
 }
 
 fn is_reset(error: &hyper::Error) -> bool {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,6 +20,8 @@ use super::{Target, connect::Connection};
 const MAX_REQUESTS: usize = 32;
 /// Connections of HTTP/1 that are kept for one target.
 const MAX_IDLE: usize = 8;
+/// How long one waits for a connection that another request is making.
+const SHARING_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a connection is kept that nobody uses. Servers close theirs after a minute or so.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(45);
 
@@ -30,6 +35,10 @@ pub(super) struct Pool {
 pub(super) struct Host {
     /// One permit for each request that may be under way.
     pub(super) free: Semaphore,
+    /// Held while a connection is made that others may want to share.
+    connecting: tokio::sync::Mutex<()>,
+    /// The target's connections are not for sharing.
+    speaks_http1: AtomicBool,
     idle: Mutex<Idle>,
 }
 
@@ -79,6 +88,8 @@ impl Host {
         };
         Self {
             free: Semaphore::new(MAX_REQUESTS),
+            connecting: tokio::sync::Mutex::default(),
+            speaks_http1: AtomicBool::new(false),
             idle: Mutex::new(idle),
         }
     }
@@ -103,6 +114,28 @@ impl Host {
             }
         }
         None
+    }
+
+    /// The turn to make a connection. Where one connection serves all, others wait for it instead of making their own; not
+    /// for long, since a server may be dead.
+    pub(super) async fn turn_to_connect(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        if self.speaks_http1.load(Ordering::Relaxed) {
+            return None;
+        }
+        tokio::time::timeout(SHARING_PATIENCE, self.connecting.lock())
+            .await
+            .ok()
+    }
+
+    /// What a new connection has shown of the target.
+    pub(super) fn connected(&self, connection: &Connection) {
+        match connection {
+            Connection::Http1(_) => self.speaks_http1.store(true, Ordering::Relaxed),
+            Connection::Http2(sender) => {
+                self.speaks_http1.store(false, Ordering::Relaxed);
+                self.keep(Connection::Http2(sender.clone()));
+            }
+        }
     }
 
     /// Keeps `connection` for the next request.

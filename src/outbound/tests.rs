@@ -469,6 +469,21 @@ async fn redirects_are_followed_but_not_in_circles() {
 }
 
 #[tokio::test]
+async fn requests_at_the_same_time_share_a_connection_that_can_be_shared() {
+    let authority = Authority::new();
+    let outbound = authority.outbound(&[]);
+    let peer = authority
+        .answering(&["example.org"], &["h2"], |_request| says("hello"))
+        .await;
+    let target = target(&peer);
+    let all = (0..100).map(|_| ask(&outbound, &target, LIMITS));
+    for answer in futures_util::future::join_all(all).await {
+        assert_eq!(answer.expect("an answer"), "hello");
+    }
+    assert_eq!(peer.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn no_more_than_so_many_requests_are_under_way_to_one_target() {
     let authority = Authority::new();
     let outbound = authority.outbound(&[]);
