@@ -141,7 +141,8 @@ impl Rooms {
         Ok(())
     }
 
-    /// Refuses a canonical alias that names what does not lead to the room. Names that stood there before may stay.
+    /// Refuses a canonical alias that names what does not lead to the room. Names that stood there before may stay. Answers
+    /// the new names of other servers, which these must be asked about.
     ///
     /// # Errors
     /// [`Error::BadAlias`]; [`Error::InvalidAlias`] for what is no alias at all.
@@ -152,29 +153,28 @@ impl Rooms {
         snapshot: &Snapshot,
         room: RoomNumber,
         content: &CanonicalJsonObject,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<OwnedRoomAliasId>, Error> {
         let head = self.head(snapshot, room)?.ok_or(Error::NotFound)?;
         let current =
             self.state_event(snapshot, (room, head.root), "m.room.canonical_alias", "")?;
         let current = current.and_then(|event| event.pdu.content_as::<CanonicalJsonObject>().ok());
         let known = current.as_ref().map(named).unwrap_or_default();
+        let mut of_others = Vec::new();
         for name in named(content) {
             let alias = RoomAliasId::parse(name).map_err(|_invalid| Error::InvalidAlias)?;
             if known.contains(&name) {
                 continue;
             }
             if alias.server_name() != self.own_name() {
-                // Whether it leads here is the other server's to say; it is asked when rooms federate.
-                return Err(Error::BadAlias);
-            }
-            if self
+                of_others.push(alias);
+            } else if self
                 .alias(snapshot, &alias)?
                 .is_none_or(|row| row.room != room)
             {
                 return Err(Error::BadAlias);
             }
         }
-        Ok(())
+        Ok(of_others)
     }
 
     /// # Errors

@@ -370,3 +370,29 @@ async fn users_have_no_encryption_keys_yet() {
     let keys = peer.post(&server, path, question).await.ok();
     assert_eq!(keys["device_keys"], json!({}));
 }
+
+#[tokio::test]
+async fn an_alias_of_another_server_can_be_canonical_if_it_leads_to_the_room() {
+    let [one, two] = TestServer::federated().await;
+    let (alice, bob) = (one.user("alice").await, two.user("bob").await);
+    let room = alice.create_room().await;
+    let join = format!(
+        "/_matrix/client/v3/join/{}?server_name={}",
+        escaped(&room),
+        one.name()
+    );
+    bob.post(&join, json!({})).await.ok();
+    let alias = format!("#garden:{}", two.name());
+    let path = format!("/_matrix/client/v3/directory/room/{}", escaped(&alias));
+    bob.put(&path, json!({ "room_id": room })).await.ok();
+
+    let set = async |alias: String| {
+        let content = json!({ "alias": alias });
+        alice
+            .set_state(&room, "m.room.canonical_alias", "", content)
+            .await
+    };
+    set(alias).await.ok();
+    let missing = set(format!("#desert:{}", two.name())).await;
+    missing.fails(400, "M_BAD_ALIAS");
+}

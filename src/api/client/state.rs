@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use ruma::{
+    CanonicalJsonObject, RoomId,
     api::client::state::{
         get_state_event_for_key::{self, v3::StateEventFormat},
         get_state_events, send_state_event,
@@ -21,7 +22,7 @@ use crate::{
         limits::Bucket,
         routes::{RawJson, Routes},
     },
-    rooms::NewEvent,
+    rooms::{self, NewEvent},
     server::Server,
     storage::Snapshot,
 };
@@ -47,16 +48,39 @@ async fn send_state_event(
         return Ok(send_state_event::v3::Response::new(sent.await?));
     }
     if event_type == TimelineEventType::RoomCanonicalAlias && request.state_key.is_empty() {
-        let room = super::known_room(&server, &request.room_id)?;
-        let (rooms, content) = (server.rooms.clone(), content.clone());
-        let check =
-            move |snapshot: &Snapshot| rooms.check_canonical_alias(snapshot, room, &content);
-        server.store.read(check).await?;
+        check_canonical_alias(&server, &request.room_id, content.clone()).await?;
     }
     let event = NewEvent::state(session.user.clone(), event_type, request.state_key, content);
     let event_id = super::send(&server, &request.room_id, event).await?;
     Ok(send_state_event::v3::Response::new(event_id))
 }
+
+/// That the aliases which a canonical alias names lead to the room; those of other servers are asked about there.
+///
+/// Spec: c2s, "m.room.canonical_alias".
+async fn check_canonical_alias(
+    server: &Server,
+    room_id: &RoomId,
+    content: CanonicalJsonObject,
+) -> Result<(), Error> {
+    let room = super::known_room(server, room_id)?;
+    let rooms = server.rooms.clone();
+    let check = move |snapshot: &Snapshot| rooms.check_canonical_alias(snapshot, room, &content);
+    let of_others = server.store.read(check).await?;
+    if of_others.len() > MAX_ALIASES_ASKED {
+        return Err(rooms::Error::BadAlias.into());
+    }
+    for alias in of_others {
+        match server.federation.alias(alias).await {
+            Ok((found, _)) if found == room_id => {}
+            _ => return Err(rooms::Error::BadAlias.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Aliases of other servers that one canonical alias may add.
+const MAX_ALIASES_ASKED: usize = 5;
 
 /// All state, of now or of when the reader left.
 async fn get_state_events(

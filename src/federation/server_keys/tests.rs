@@ -35,9 +35,35 @@ const NOW_MS: u64 = 1_700_000_000_000;
 struct World {
     documents: Mutex<BTreeMap<OwnedServerName, Vec<u8>>>,
     asked: AtomicUsize,
+    /// What the notary `notary.test` knows, which it signs with this.
+    archive: Mutex<Vec<serde_json::Value>>,
+    notarized: AtomicUsize,
 }
 
 impl World {
+    fn notary() -> Signer {
+        signer("notary.test", 7)
+    }
+
+    fn notarize(&self) -> Vec<u8> {
+        self.notarized.fetch_add(1, Ordering::SeqCst);
+        let signed = self
+            .archive
+            .lock()
+            .unwrap()
+            .clone()
+            .into_iter()
+            .map(|document| {
+                let text = serde_json::to_vec(&document).unwrap();
+                let mut object = crate::events::canonical::parse(&text).unwrap();
+                Self::notary().sign_json(&mut object).unwrap();
+                serde_json::to_value(object).unwrap()
+            });
+        json!({ "server_keys": signed.collect::<Vec<_>>() })
+            .to_string()
+            .into()
+    }
+
     fn tell(&self, signer: &Signer, valid_until_ms: u64) {
         let text = document(signer, json!({ "valid_until_ts": valid_until_ms }));
         self.documents
@@ -52,8 +78,21 @@ impl World {
 }
 
 fn server_keys(world: &Arc<World>, clock: &Clock) -> ServerKeys {
+    server_keys_with(world, clock, Vec::new())
+}
+
+fn server_keys_with(
+    world: &Arc<World>,
+    clock: &Clock,
+    notaries: Vec<OwnedServerName>,
+) -> ServerKeys {
     let world = Arc::clone(world);
     let simulated: Simulated = Arc::new(move |server, request| {
+        if request.uri().path() == "/_matrix/key/v2/query" {
+            assert_eq!(server, "notary.test");
+            let answer = world.notarize();
+            return async { Ok(http::Response::new(Bytes::from(answer))) }.boxed();
+        }
         world.asked.fetch_add(1, Ordering::SeqCst);
         assert_eq!(request.uri().path(), "/_matrix/key/v2/server");
         let text = world.documents.lock().unwrap().get(&server).cloned();
@@ -77,7 +116,7 @@ fn server_keys(world: &Arc<World>, clock: &Clock) -> ServerKeys {
         clock: clock.clone(),
         signer,
         client,
-        notaries: Vec::new(),
+        notaries,
     })
     .unwrap()
 }
@@ -203,4 +242,69 @@ async fn a_notary_signs_what_a_server_told_and_keeps_it_when_the_server_is_gone(
     world.documents.lock().unwrap().clear();
     clock.advance(Duration::from_secs(60));
     assert!(keys.notarized(name, NOW_MS + 65_000).await.is_some());
+}
+
+#[tokio::test]
+async fn a_notary_is_asked_for_the_keys_of_servers_that_are_gone() {
+    let (world, clock) = (Arc::new(World::default()), Clock::manual(NOW_MS));
+    let notary = World::notary();
+    let keys = server_keys_with(&world, &clock, vec![notary.server_name().to_owned()]);
+    world.tell(&notary, NOW_MS + 1_000_000);
+    let gone = signer("gone.test", 3);
+    let text = document(&gone, json!({ "valid_until_ts": NOW_MS + 10 }));
+    world
+        .archive
+        .lock()
+        .unwrap()
+        .push(serde_json::from_slice(&text).unwrap());
+
+    let events = vec![event(&gone, NOW_MS), event(&signer("lost.test", 4), NOW_MS)];
+    assert_eq!(verify(&keys, events.clone()).await, [true, false]);
+    assert_eq!(verify(&keys, events).await, [true, false]);
+    assert_eq!(
+        world.notarized.load(Ordering::SeqCst),
+        1,
+        "once for both, and not again at once"
+    );
+}
+
+#[tokio::test]
+async fn a_notary_that_does_not_sign_what_it_says_is_not_believed() {
+    let (world, clock) = (Arc::new(World::default()), Clock::manual(NOW_MS));
+    let keys = server_keys_with(
+        &world,
+        &clock,
+        vec![World::notary().server_name().to_owned()],
+    );
+    // The key that the notary publishes is another than the one it signs with.
+    world.tell(&signer("notary.test", 8), NOW_MS + 1_000_000);
+    let gone = signer("gone.test", 3);
+    let text = document(&gone, json!({ "valid_until_ts": NOW_MS + 10 }));
+    world
+        .archive
+        .lock()
+        .unwrap()
+        .push(serde_json::from_slice(&text).unwrap());
+    assert_eq!(verify(&keys, vec![event(&gone, NOW_MS)]).await, [false]);
+}
+
+#[tokio::test]
+async fn the_keys_of_who_signed_events_are_stored_and_those_of_mere_callers_are_not() {
+    let (world, clock) = (Arc::new(World::default()), Clock::manual(NOW_MS));
+    let keys = server_keys(&world, &clock);
+    let (one, two) = (signer("one.test", 1), signer("two.test", 2));
+    for signer in [&one, &two] {
+        world.tell(signer, NOW_MS + 1_000);
+    }
+    verify(&keys, vec![event(&one, NOW_MS)]).await;
+    let wanted = [(
+        two.server_name().to_owned(),
+        BTreeMap::from([(two.key_id().to_string(), NOW_MS)]),
+    )];
+    let found = keys.gather(wanted.into(), Reason::Caller).await;
+    assert_eq!(found.len(), 1);
+
+    super::lock(&keys.inner.known).clear();
+    assert!(keys.known(one.server_name()).await.is_some());
+    assert!(keys.known(two.server_name()).await.is_none());
 }
