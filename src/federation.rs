@@ -3,16 +3,21 @@
 //! What another server answers is data, never our error: [`Error::Remote`] is mapped to an answer for a client on purpose. Rooms know
 //! nothing of the network; this part fetches what they say they lack.
 
+mod backfill;
 pub mod client;
 mod config;
 pub mod discovery;
 mod edu;
+mod fetch;
+mod inbox;
 mod invite;
 mod join;
 mod knock;
 mod leave;
 mod membership;
+mod policy;
 mod query;
+mod receive;
 mod resident;
 mod sender;
 pub mod server_keys;
@@ -23,11 +28,13 @@ use std::{sync::Arc, time::Duration};
 
 use ruma::{OwnedRoomId, OwnedServerName, ServerName, api::error::ErrorKind};
 
+use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox, policy::Policies};
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
     invite::Invitation,
     membership::MembershipError,
+    receive::{Answer, MAX_EDUS, MAX_PDUS, Refused, Transaction},
     resident::{Asked, Joined, Template},
     sender::{DestinationState, DestinationStatus},
     server_keys::ServerKeys,
@@ -153,6 +160,12 @@ struct Inner {
     sender: sender::Sender,
     /// One remote join of a room at a time.
     joins: Locks<OwnedRoomId>,
+    /// The turns of servers that send transactions.
+    origins: Locks<OwnedServerName>,
+    inbox: Inbox,
+    fetching: Fetching,
+    backfilling: Backfilling,
+    policies: Policies,
 }
 
 impl Federation {
@@ -183,6 +196,8 @@ impl Federation {
                 .collect(),
         })?;
         let sender = sender::Sender::new(&parts.store, &parts.clock, parts.metrics)?;
+        let inbox = Inbox::open(parts.store.clone(), parts.metrics)?;
+        let fetching = Fetching::new(parts.clock.clone());
         Ok(Self {
             inner: Arc::new(Inner {
                 store: parts.store,
@@ -197,6 +212,11 @@ impl Federation {
                 answers: query::Answers::default(),
                 sender,
                 joins: Locks::new(),
+                origins: Locks::new(),
+                inbox,
+                fetching,
+                backfilling: Backfilling::default(),
+                policies: Policies::default(),
             }),
         })
     }

@@ -113,6 +113,7 @@ fn start_background(server: &Arc<Server>) {
         .tasks
         .start("profiles", Stage::Followers, follow_profiles);
     server.federation.start(&server.tasks);
+    server.federation.start_inbox(&server.tasks);
 }
 
 impl Running {

@@ -11,6 +11,7 @@ pub(super) mod directory;
 mod discovery;
 pub(super) mod events;
 mod filter;
+mod history;
 mod membership;
 mod message;
 mod presence;

@@ -507,6 +507,16 @@ impl Error {
         }
     }
 
+    /// What a server is told whose transaction is not taken.
+    pub fn of_transaction(refused: federation::Refused) -> Self {
+        use federation::Refused as E;
+        match refused {
+            error @ E::TooMany => Self::too_large(error.to_string()),
+            E::Busy => Self::limit_exceeded(Duration::from_secs(30)),
+            E::Failed(error) => Self::internal(error),
+        }
+    }
+
     /// A refusal is handed on with its code; what went wrong over there is not the client's fault.
     fn of_remote(status: u16, kind: &ErrorKind, retry_after: Option<Duration>) -> Self {
         if status == StatusCode::TOO_MANY_REQUESTS {

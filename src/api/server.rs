@@ -12,6 +12,7 @@ mod openid;
 mod query;
 mod space;
 mod thirdparty;
+mod transactions;
 
 use ruma::{RoomId, ServerName};
 
@@ -37,6 +38,7 @@ pub(super) fn routes() -> Routes {
         .join(keys::routes())
         .join(membership::routes())
         .join(thirdparty::routes())
+        .join(transactions::routes())
 }
 
 /// Runs `read` on a room that the server which asks may look into: it has joined members, and the room's access list lets

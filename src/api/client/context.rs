@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use ruma::api::client::context::get_context;
 
-use super::{events::Reader, wanted::Wanted};
+use super::{events::Reader, history, wanted::Wanted};
 use crate::{
     accounts::Session,
     api::{
         error::Error,
         routes::{RawJson, Routes},
     },
-    rooms::{PageQuery, Place, Sight, StoredEvent, client_event::write_text},
+    rooms::{Gap, PageQuery, Place, Sight, StoredEvent, client_event::write_text},
     server::Server,
     storage::{Order, Snapshot},
 };
@@ -34,31 +34,36 @@ async fn get_context(
         let wanted = Wanted::new(&request.filter, &reader.room_id, request.limit);
         around(&reader, snapshot, &mut sight, &wanted, &event)
     };
-    server.store.read(read).await
+    history::read_whole(&server, read).await
 }
 
-/// The answer: half of the events before, half after.
+/// The answer: half of the events before, half after. And the gap that those before meet.
 fn around(
     reader: &Reader,
     snapshot: &Snapshot,
     sight: &mut Sight,
     wanted: &Wanted,
     event: &Arc<StoredEvent>,
-) -> Result<RawJson, Error> {
+) -> Result<(RawJson, Option<Gap>), Error> {
     let (index, limit) = (event.meta.index, wanted.limit);
-    let mut page = |order, from, limit| {
-        let query = PageQuery {
-            order,
-            from,
-            to: None,
-            limit,
-        };
+    let query = |order, from, limit| PageQuery {
+        order,
+        from,
+        to: None,
+        limit,
+    };
+    let mut page = |query| {
         reader
             .rooms
             .page(snapshot, sight, query, |event| wanted.accepts(event))
     };
-    let before = page(Order::Backward, Place::before(index), limit / 2)?;
-    let after = page(Order::Forward, Place(index), limit.div_ceil(2))?;
+    let backwards = query(Order::Backward, Place::before(index), limit / 2);
+    let mut before = page(backwards)?;
+    let after = page(query(Order::Forward, Place(index), limit.div_ceil(2)))?;
+    let gap = match limit / 2 {
+        0 => None,
+        _ => reader.gap_in(snapshot, backwards, &mut before)?,
+    };
     let start = before.events.last().map_or(index, |placed| placed.index);
     let end = after.events.last().map_or(index, |placed| placed.index);
     let [before, after] = [before, after].map(|page| {
@@ -89,7 +94,7 @@ fn around(
     json.extend_from_slice(b",\"state\":");
     json.extend(reader.state_array(snapshot, &state)?);
     json.push(b'}');
-    Ok(RawJson(json.into()))
+    Ok((RawJson(json.into()), gap))
 }
 
 /// The state at the last event; of lazy members those who said something.

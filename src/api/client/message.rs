@@ -17,6 +17,7 @@ use ruma::{
 
 use super::{
     events::{self, Reader},
+    history,
     wanted::Wanted,
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
         limits::Bucket,
         routes::{RawJson, Routes},
     },
-    rooms::{NewEvent, Page, PageQuery, Place, Sight, Transaction, client_event::write_text},
+    rooms::{Gap, NewEvent, Page, PageQuery, Place, Sight, Transaction, client_event::write_text},
     server::Server,
     storage::{Order, Snapshot},
 };
@@ -109,38 +110,57 @@ async fn get_messages(
     request: GetMessages,
 ) -> Result<RawJson, Error> {
     let reader = Reader::new(&server, session, request.room_id)?;
-    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
-        let mut sight = reader.sight(snapshot)?;
-        sight.until().ok_or_else(super::not_in_room)?;
-        let request = request
-            .request
-            .map_err(|error| Error::unreadable(error.into(), b""))?;
-        let place = |token: &Option<String>| {
-            token
-                .as_deref()
-                .map(|token| reader.place(snapshot, token))
-                .transpose()
-        };
-        let order = events::order(request.dir);
-        let from = match place(&request.from)? {
-            Some(from) => from,
-            None if order == Order::Forward => Place(i64::MIN),
-            None => reader.latest(snapshot)?,
-        };
-        let wanted = Wanted::new(&request.filter, &reader.room_id, request.limit);
-        let query = PageQuery {
-            order,
-            from,
-            to: place(&request.to)?,
-            limit: wanted.limit,
-        };
-        let page = reader
-            .rooms
-            .page(snapshot, &mut sight, query, |event| wanted.accepts(event))?;
-        let start = request.from.unwrap_or_else(|| from.to_string());
-        written(&reader, snapshot, &mut sight, &wanted, (start, page))
+    let request = match request.request {
+        Ok(request) => request,
+        Err(error) => {
+            let look = move |snapshot: &Snapshot| look(&reader, snapshot).map(|_sight| ());
+            server.store.read(look).await?;
+            return Err(Error::unreadable(error.into(), b""));
+        }
     };
-    server.store.read(read).await
+    history::read_whole(&server, move |snapshot| page(&reader, snapshot, &request)).await
+}
+
+/// What the reader sees of a room that there is something to see of.
+fn look(reader: &Reader, snapshot: &Snapshot) -> Result<Sight, Error> {
+    let sight = reader.sight(snapshot)?;
+    sight.until().ok_or_else(super::not_in_room)?;
+    Ok(sight)
+}
+
+/// A page as it is known here, and the gap that it meets.
+fn page(
+    reader: &Reader,
+    snapshot: &Snapshot,
+    request: &get_message_events::v3::Request,
+) -> Result<(RawJson, Option<Gap>), Error> {
+    let mut sight = look(reader, snapshot)?;
+    let place = |token: &Option<String>| {
+        token
+            .as_deref()
+            .map(|token| reader.place(snapshot, token))
+            .transpose()
+    };
+    let order = events::order(request.dir);
+    let from = match place(&request.from)? {
+        Some(from) => from,
+        None if order == Order::Forward => Place(i64::MIN),
+        None => reader.latest(snapshot)?,
+    };
+    let wanted = Wanted::new(&request.filter, &reader.room_id, request.limit);
+    let query = PageQuery {
+        order,
+        from,
+        to: place(&request.to)?,
+        limit: wanted.limit,
+    };
+    let mut page = reader
+        .rooms
+        .page(snapshot, &mut sight, query, |event| wanted.accepts(event))?;
+    let gap = reader.gap_in(snapshot, query, &mut page)?;
+    let start = request.from.clone().unwrap_or_else(|| from.to_string());
+    let answer = written(reader, snapshot, &mut sight, &wanted, (start, page))?;
+    Ok((answer, gap))
 }
 
 /// The answer of `/messages`.

@@ -1,0 +1,34 @@
+//! What other servers send us.
+
+use std::sync::Arc;
+
+use ruma::api::federation::transactions::send_transaction_message;
+
+use crate::{
+    api::{auth::Origin, error::Error, routes::Routes},
+    federation::Transaction,
+    server::Server,
+};
+
+pub(super) fn routes() -> Routes {
+    Routes::default().endpoint(send_transaction_message)
+}
+
+/// Spec: s2s, "Transactions".
+async fn send_transaction_message(
+    server: Arc<Server>,
+    Origin(origin): Origin,
+    request: send_transaction_message::v1::Request,
+) -> Result<send_transaction_message::v1::Response, Error> {
+    let transaction = Transaction {
+        id: request.transaction_id,
+        pdus: request.pdus,
+        edus: request.edus,
+    };
+    let answer = server
+        .federation
+        .receive_transaction(&origin, transaction)
+        .await
+        .map_err(Error::of_transaction)?;
+    Ok(send_transaction_message::v1::Response::new(answer))
+}

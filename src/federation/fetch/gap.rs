@@ -1,0 +1,281 @@
+//! Closing the gap between a received event and what is known of its room.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ruma::{OwnedEventId, OwnedServerName, UInt, api::federation::event::get_missing_events};
+
+use super::{FETCH_DEADLINE, FEW, Session, in_order};
+use crate::{
+    events::Verified,
+    federation::{
+        Error, Federation,
+        inbox::{Entry, Inbox, label},
+        policy,
+    },
+    rooms::{Intake, Received, RoomNumber, flag},
+    storage::{Batch, Commit, Snapshot},
+};
+
+/// Questions for missing events, for one received event.
+const MAX_ROUNDS: usize = 20;
+/// Events asked for in one round: other servers answer no more.
+const EVENTS_OF_ROUND: usize = 20;
+/// A server that answers less than this of what was asked has no more, or gives no more.
+const FULL_ROUND: usize = EVENTS_OF_ROUND / 2;
+/// Events that a question names on either side.
+const MAX_NAMED: usize = 20;
+/// Attempts to put one event into its room, each after something that it lacked was fetched.
+const MAX_ATTEMPTS: usize = 4;
+
+/// How the prev events of an event may be replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Edge {
+    /// They must be known: a server that sends an event has to tell what it follows.
+    Closed,
+    /// The state after them is asked for: the event was fetched on the way to a gap.
+    Open,
+}
+
+impl Federation {
+    /// Gets what a received event lacks and puts it into its room. False if it must be dropped.
+    ///
+    /// # Errors
+    /// The store fails, or the room refuses the event for good.
+    pub(in crate::federation) async fn fetch_for(
+        &self,
+        room: RoomNumber,
+        entry: &Entry,
+        event: Verified,
+    ) -> Result<bool, Error> {
+        let Some(_turn) = self.inner.fetching.turn(&entry.origin).await else {
+            return Ok(false);
+        };
+        let mut session = Session::new(self, room, std::slice::from_ref(&entry.origin)).await?;
+        let work = session.close_gap_before(event, || Inbox::removal(room, entry));
+        match tokio::time::timeout(FETCH_DEADLINE, work).await {
+            Ok(outcome) => outcome,
+            Err(_elapsed) => Ok(false),
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Fetches what lies between the room and `event`, and appends all of it.
+    async fn close_gap_before(
+        &mut self,
+        event: Verified,
+        batch: impl Fn() -> Batch,
+    ) -> Result<bool, Error> {
+        // What was appended just now counts as known.
+        self.published().await?;
+        if !self.missing_prevs(&event).await?.is_empty() {
+            let between = in_order(self.events_before(&event).await?);
+            if between.is_empty() {
+                return Ok(false);
+            }
+            for earlier in between {
+                let event_id = earlier.event_id.clone();
+                if !self.append(earlier, Edge::Open, &Batch::new).await? {
+                    tracing::debug!(%event_id, "a fetched event cannot be placed");
+                }
+            }
+        }
+        self.append(event, Edge::Closed, &batch).await
+    }
+
+    /// Events before `event` that are not here, from the first server that gives any.
+    async fn events_before(&mut self, event: &Verified) -> Result<Vec<Verified>, Error> {
+        for server in self.servers.clone() {
+            let events = self.events_before_by(&server, event).await?;
+            if !events.is_empty() {
+                return Ok(events);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn events_before_by(
+        &mut self,
+        server: &OwnedServerName,
+        event: &Verified,
+    ) -> Result<Vec<Verified>, Error> {
+        let earliest = self.extremities().await?;
+        let mut latest = vec![event.event_id.clone()];
+        let mut found: BTreeMap<OwnedEventId, Verified> = BTreeMap::new();
+        for _round in 0..MAX_ROUNDS {
+            let mut request = get_missing_events::v1::Request::new(
+                self.room_id.clone(),
+                earliest.clone(),
+                latest,
+            );
+            request.limit = UInt::from(EVENTS_OF_ROUND as u32);
+            let client = &self.federation.inner.client;
+            let answer = match client.send_within(server, request, FEW).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::debug!(%error, "missing events cannot be had");
+                    break;
+                }
+            };
+            let before = found.len();
+            for earlier in self.verified(answer.events).await? {
+                if earlier.event_id != event.event_id {
+                    found.insert(earlier.event_id.clone(), earlier);
+                }
+            }
+            latest = self.open_among(&found).await?;
+            if latest.is_empty() || found.len() - before < FULL_ROUND || self.left == 0 {
+                break;
+            }
+        }
+        let ids = found.keys().cloned().collect();
+        let absent: BTreeSet<_> = self.without_place(ids).await?.into_iter().collect();
+        found.retain(|id, _| absent.contains(id));
+        Ok(found.into_values().collect())
+    }
+
+    /// The forward extremities of the room.
+    async fn extremities(&self) -> Result<Vec<OwnedEventId>, Error> {
+        let (rooms, room) = (self.federation.inner.rooms.clone(), self.room);
+        let find = move |snapshot: &Snapshot| -> Result<_, Error> {
+            let Some(head) = rooms.head(snapshot, room)? else {
+                return Ok(Vec::new());
+            };
+            let newest = head.extremities.len().saturating_sub(MAX_NAMED);
+            let extremities = head.extremities.get(newest..).unwrap_or_default();
+            let events = rooms.events(snapshot, room, extremities)?;
+            let ids = events.iter().flatten();
+            Ok(ids.map(|event| event.pdu.event_id.clone()).collect())
+        };
+        self.federation.inner.store.read(find).await
+    }
+
+    /// Those of the fetched events that cite what is neither among them nor here.
+    async fn open_among(
+        &self,
+        found: &BTreeMap<OwnedEventId, Verified>,
+    ) -> Result<Vec<OwnedEventId>, Error> {
+        let cited: BTreeSet<_> = found
+            .values()
+            .flat_map(|event| &event.prev_events)
+            .filter(|id| !found.contains_key(*id))
+            .cloned()
+            .collect();
+        let missing = self.without_place(cited.into_iter().collect()).await?;
+        let missing: BTreeSet<_> = missing.into_iter().collect();
+        let is_open = |event: &&Verified| event.prev_events.iter().any(|id| missing.contains(id));
+        let open = found.values().filter(is_open);
+        Ok(open
+            .map(|event| event.event_id.clone())
+            .take(MAX_NAMED)
+            .collect())
+    }
+
+    async fn missing_prevs(&self, event: &Verified) -> Result<Vec<OwnedEventId>, Error> {
+        self.without_place(event.prev_events.clone()).await
+    }
+
+    /// Those of `ids` that have no place in the graph of the room: outliers too have none.
+    pub(in crate::federation) async fn without_place(
+        &self,
+        ids: Vec<OwnedEventId>,
+    ) -> Result<Vec<OwnedEventId>, Error> {
+        if ids.is_empty() {
+            return Ok(ids);
+        }
+        let (rooms, room) = (self.federation.inner.rooms.clone(), self.room);
+        let find = move |snapshot: &Snapshot| -> Result<_, Error> {
+            let mut missing = Vec::new();
+            for id in ids {
+                let event = rooms.event_in_room(snapshot, room, &id)?;
+                let has_place =
+                    event.is_some_and(|event| !event.meta.has(flag::OUTLIER | flag::STUB));
+                if !has_place {
+                    missing.push(id);
+                }
+            }
+            Ok(missing)
+        };
+        self.federation.inner.store.read(find).await
+    }
+
+    /// Puts an event into the room, fetching what it lacks. False if that cannot be had.
+    async fn append(
+        &mut self,
+        event: Verified,
+        edge: Edge,
+        batch: &impl Fn() -> Batch,
+    ) -> Result<bool, Error> {
+        let (event, intake) = self.recommended(event).await?;
+        let mut state: Option<Vec<OwnedEventId>> = None;
+        for _attempt in 0..MAX_ATTEMPTS {
+            let mut writer = self.federation.inner.rooms.write(self.room).await?;
+            let received = match &state {
+                None => writer.receive(event.clone(), intake, batch()).await?,
+                Some(state) => {
+                    writer
+                        .receive_after_gap(event.clone(), state, batch())
+                        .await?
+                }
+            };
+            drop(writer);
+            let missing_auth = match received {
+                Received::Settled {
+                    outcome, commit, ..
+                } => {
+                    self.federation.inner.inbox.count(label(outcome));
+                    self.settled(commit, batch()).await?;
+                    return Ok(true);
+                }
+                Received::MissingAuth(missing) => missing,
+                Received::MissingPrev(_) => Vec::new(),
+            };
+            // The state before the event brings most of its auth events.
+            if state.is_none() && edge == Edge::Open {
+                let missing = self.missing_prevs(&event).await?;
+                if !missing.is_empty() {
+                    state = Some(self.state_for(&event, &missing).await?);
+                    continue;
+                }
+            }
+            if missing_auth.is_empty() || !self.fetch_auth(&event, &missing_auth).await? {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The event with the signature of the room's policy server, if the room has one and it gives it. One that does not
+    /// answer is asked once.
+    async fn recommended(&mut self, event: Verified) -> Result<(Verified, Intake), Error> {
+        let federation = self.federation;
+        let Some(policy) = federation.policy(self.room).await? else {
+            return Ok((event, Intake::Live));
+        };
+        if policy::is_recommended(&policy, &event, self.rules) {
+            return Ok((event, Intake::Live));
+        }
+        if self.is_policy_server_away {
+            return Ok((event, Intake::Unsigned));
+        }
+        let signed = federation.recommended(&policy, &event, self.rules).await;
+        match signed {
+            Ok(signed) => Ok((signed, Intake::Live)),
+            Err(error) => {
+                tracing::info!(event_id = %event.event_id, %error, "the policy server does not recommend an event");
+                self.is_policy_server_away = error.is_temporary();
+                Ok((event, Intake::Unsigned))
+            }
+        }
+    }
+
+    /// What comes next reads what has been written.
+    async fn settled(&self, commit: Option<Commit>, batch: Batch) -> Result<(), Error> {
+        let commit = match commit {
+            Some(commit) => commit,
+            None => self.federation.inner.store.submit(batch),
+        };
+        commit.await?;
+        Ok(())
+    }
+}
