@@ -46,7 +46,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             format: LogFormat::Auto,
-            filter: "info,ruma_state_res=warn".to_owned(),
+            filter: "info".to_owned(),
             slow_request: Period::from_secs(2),
         }
     }
