@@ -21,6 +21,7 @@ mod hierarchy;
 pub mod identity;
 mod member;
 mod membership;
+mod merge;
 mod numbers;
 mod outgoing;
 mod outside;
@@ -217,6 +218,8 @@ pub struct Inner {
     heads: Mutex<LruCache<RoomNumber, Box<Head>>>,
     published: RwLock<HashMap<RoomNumber, Arc<Published>>>,
     caches: Caches,
+    /// A room has many forward extremities.
+    loose_ends: tokio::sync::Notify,
     /// Key of the fingerprints of states; fixed for the life of the database.
     fingerprint_key: FingerprintKey,
     habits: unread::HabitsCache,
@@ -308,6 +311,7 @@ impl Rooms {
             numbers,
             locks: Locks::new(),
             alias_locks: Locks::new(),
+            loose_ends: tokio::sync::Notify::new(),
             habits: unread::HabitsCache::default(),
             unread_rows: unread::StoredCache::default(),
             heads: Mutex::new(LruCache::unbounded()),

@@ -112,6 +112,14 @@ fn start_background(server: &Arc<Server>) {
     server
         .tasks
         .start("profiles", Stage::Followers, follow_profiles);
+    let rooms = server.rooms.clone();
+    let merge_ends = move |stop: Stop| {
+        let rooms = rooms.clone();
+        async move { rooms.merge_ends(stop).await }
+    };
+    server
+        .tasks
+        .start("loose ends", Stage::Followers, merge_ends);
     server.federation.start(&server.tasks);
     server.federation.start_inbox(&server.tasks);
 }

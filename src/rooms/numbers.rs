@@ -76,6 +76,8 @@ impl TypeNumber {
     pub const ENCRYPTED: Self = Self(15);
     pub const REDACTION: Self = Self(16);
     pub const REACTION: Self = Self(17);
+    /// Ties loose ends of the graph together and is not shown.
+    pub const MERGE: Self = Self(33);
     /// Any type without a number of its own; its text stands in the event.
     pub const OTHER: Self = Self(u16::MAX);
 }
@@ -114,6 +116,7 @@ const WELL_KNOWN: &[&str] = &[
     "m.room.policy",
     "org.matrix.msc3401.call.member",
     "m.rtc.notification",
+    "org.matrix.dummy_event",
 ];
 
 /// The first number given to a type that is not well known.

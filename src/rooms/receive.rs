@@ -195,6 +195,7 @@ impl RoomWriter {
         let outcome = outcome(&prepared.event);
         let batch = self.append(*prepared, batch);
         let commit = Some(self.submit(batch));
+        self.rooms().note_ends(self.head().extremities.len());
         let event = self.head().fresh.iter();
         let event = event.filter_map(|fresh| fresh.events.get(&number)).next();
         let event = Arc::clone(event.expect("what was appended is in flight"));

@@ -700,24 +700,26 @@ impl Head {
             self.row.taken_up = event.meta.index;
         }
         if let Some(ends) = &turn.ends {
-            let shown = match event.meta.is_visible() {
-                true => event.meta.root_after,
-                false => before,
+            let meta = &event.meta;
+            let shown = match meta.is_visible() {
+                true => (meta.root_before, meta.root_after),
+                false => (before, before),
             };
             self.insert_ends(batch, ends, shown, before);
         }
     }
 
-    /// Notes a current state that is not the one that the timeline shows.
+    /// Notes a step of the current state, from `before`, that is not the one that the timeline shows.
     pub(super) fn insert_ends(
         &mut self,
         batch: &mut Batch,
         ends: &Ends,
-        shown: RootNumber,
+        shown: (RootNumber, RootNumber),
         before: RootNumber,
     ) {
         let room = self.room;
-        if ends.root != shown {
+        // Where there was no room before nobody knows anything of it.
+        if shown != (before, ends.root) && before != RootNumber::default() {
             forks::insert(batch, room, ends.root);
             self.row.forks = self.row.forks.saturating_add(1);
         }

@@ -373,7 +373,28 @@ impl Sync {
             next = rooms.state_event(view.snapshot, before, "m.room.member", user)?;
             later = Some(event);
         }
+        if let Some(since) = since
+            && rooms.has_forked_since(view.snapshot, entry.room, Position::default())?
+        {
+            // What the membership was is not what came before its event.
+            path.before = self.membership_at(view, entry.room, since)?;
+        }
         Ok(path)
+    }
+
+    /// What the reader was in the current state of a moment.
+    fn membership_at(
+        &self,
+        view: &View<'_>,
+        room: RoomNumber,
+        position: Position,
+    ) -> Result<Option<Class>, Error> {
+        let Some(root) = self.root_at(view, room, position)? else {
+            return Ok(None);
+        };
+        let (rooms, user) = (&self.inner.rooms, view.request.user.as_str());
+        let event = rooms.state_event(view.snapshot, (room, root), "m.room.member", user)?;
+        Ok(event.map(|event| Class::of(&membership_of(&event))))
     }
 
     /// Timeline and state, as the first fields of a room.

@@ -178,7 +178,7 @@ impl RoomWriter {
             let before = head.row.root;
             head.set_ends(&ends, &memberships);
             head.unread.follow_all(&rooms, &memberships);
-            head.insert_ends(open(&mut batches), &ends, before, before);
+            head.insert_ends(open(&mut batches), &ends, (before, before), before);
             for change in &memberships {
                 let batch = open(&mut batches);
                 membership::insert(batch, room, change);

@@ -160,6 +160,11 @@ impl<'a> Court<'a> {
         if let Some(known) = &self.known {
             return Ok(Verdict::Known(Arc::clone(known)));
         }
+        if !self.head.extremities.is_empty()
+            && let Some(verdict) = self.judge_create()?
+        {
+            return Ok(verdict);
+        }
         let auth_events = match self.auth_events()? {
             Ok(auth_events) => auth_events,
             Err(missing) => return Ok(Verdict::MissingAuth(missing)),
@@ -180,6 +185,9 @@ impl<'a> Court<'a> {
             && !known.meta.has(flag::OUTLIER)
         {
             return Ok(Verdict::Known(Arc::clone(known)));
+        }
+        if let Some(verdict) = self.judge_create()? {
+            return Ok(verdict);
         }
         let auth_events = match self.auth_events()? {
             Ok(auth_events) => auth_events,
@@ -210,6 +218,23 @@ impl<'a> Court<'a> {
         let (flags, error) = self.check(&site, independent, &auth_events)?.unzip();
         let failure = (flags.unwrap_or_default(), error);
         self.settle(site, (&auth_events, &prevs), failure)
+    }
+
+    /// A room begins once: a create event is only taken as the end of its history.
+    fn judge_create(&self) -> Result<Option<Verdict>, Error> {
+        let is_past = matches!(self.arrival.place, Place::Past { .. });
+        if self.arrival.pdu.event_type != TimelineEventType::RoomCreate
+            || (is_past && self.known.is_some())
+        {
+            return Ok(None);
+        }
+        if let Some(known) = &self.known {
+            return Ok(Some(Verdict::Known(Arc::clone(known))));
+        }
+        let error = refused("the room has been created by another event");
+        let flags = flag::OUTLIER | flag::REJECTED_BY_AUTH_EVENTS;
+        self.apart(&AuthEvents::new(), (flags, Some(error)))
+            .map(Some)
     }
 
     fn rules(&self) -> &'static ruma::room_version_rules::AuthorizationRules {
@@ -536,6 +561,9 @@ impl<'a> Settling<'a> {
         }
         if arrival.numbers.event_type == TypeNumber::ENCRYPTED {
             meta.flags |= flag::ENCRYPTED;
+        }
+        if arrival.numbers.event_type == TypeNumber::MERGE && !arrival.pdu.is_state() {
+            meta.flags |= flag::HIDDEN;
         }
         if arrival.intake == Intake::Vouched {
             meta.flags |= flag::RELAYED;

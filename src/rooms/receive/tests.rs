@@ -517,6 +517,134 @@ async fn coming_back_to_a_room_takes_the_state_of_now() {
     assert_eq!(a.outcome(&hello).await, Outcome::Accepted);
 }
 
+#[tokio::test]
+async fn loose_ends_are_tied_together_a_few_at_a_time() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let mut forks = Vec::new();
+    for number in 0..25 {
+        forks.push(a.template(message(&b.user, &number.to_string())).await);
+    }
+    for fork in &forks {
+        assert_eq!(a.outcome(fork).await, Outcome::Accepted);
+        assert_eq!(b.outcome(fork).await, Outcome::Accepted);
+    }
+    assert_eq!(a.extremities().len(), 25);
+    a.check();
+
+    let tie = a.send(message(&a.user, "tie")).await.unwrap();
+    assert_eq!(tie.prev_events.len(), 10);
+    assert_eq!(a.extremities().len(), 16);
+    a.rooms.merge(a.room()).await.unwrap();
+    assert_eq!(a.extremities().len(), 7);
+    let shown = a.bodies();
+    assert_eq!((shown.len(), shown.last().unwrap().as_str()), (26, "tie"));
+    a.check();
+    let sent = a.graph();
+    let mut sent: Vec<_> = sent
+        .values()
+        .filter(|event| event.meta.has(flag::LOCAL) && event.pdu.depth >= tie.depth)
+        .collect();
+    sent.sort_by_key(|event| event.number);
+    assert_eq!(sent.len(), 2);
+    for event in sent {
+        assert_eq!(b.outcome(&event.pdu).await, Outcome::Accepted);
+    }
+    assert_eq!(a.extremities(), b.extremities());
+    assert_eq!(b.bodies(), shown);
+    b.check();
+}
+
+#[tokio::test]
+async fn what_was_missing_in_a_gap_goes_there_when_it_comes() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let late = a.send(message(&a.user, "late")).await.unwrap();
+    let early = a.send(message(&a.user, "early")).await.unwrap();
+    let before: Vec<_> = a.state_ids(a.root()).into_iter().collect();
+    let mut writer = b.rooms.write(b.room()).await.unwrap();
+    let taken = writer.receive_after_gap(carried(&early), &before, Batch::new());
+    assert!(matches!(
+        taken.await.unwrap(),
+        Received::Settled {
+            outcome: Outcome::Accepted,
+            ..
+        }
+    ));
+    drop(writer);
+
+    assert_eq!(b.outcome(&late).await, Outcome::Accepted);
+
+    assert_eq!(b.bodies(), ["late", "early"]);
+    assert_eq!(b.extremities(), a.extremities());
+    let snapshot = b.rooms.store.snapshot().unwrap();
+    let gap = b
+        .rooms
+        .gap_at_or_below(&snapshot, b.room(), i64::MAX)
+        .unwrap()
+        .unwrap();
+    assert!(
+        gap.index < 2 * gaps::GAP_WIDTH,
+        "only the one before the join is left"
+    );
+    b.check();
+}
+
+#[tokio::test]
+async fn a_room_is_created_once() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let state = a.state(a.root());
+    let create = state.iter().find(|pdu| pdu.prev_events.is_empty()).unwrap();
+    let another = String::from_utf8(create.json.to_vec()).unwrap();
+    let another = another.replace("\"room_version\"", "\"other\":1,\"room_version\"");
+    let id = EventId::parse("$GZGFnMCRjNmbYOm3JPFp8dSPMDDKlWwmO2QPLgBAl2E").unwrap();
+    let another = Pdu::from_stored(id, another.into(), false).unwrap();
+    let before = (b.root(), b.extremities());
+
+    assert_eq!(b.outcome(create).await, Outcome::Known);
+    assert_eq!(b.outcome(&another).await, Outcome::Rejected);
+
+    assert_eq!((b.root(), b.extremities()), before);
+    b.check();
+}
+
+#[tokio::test]
+async fn a_relation_that_comes_first_waits_for_its_parent() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let parent = a.template(message(&a.user, "parent")).await;
+    let content = json!({ "msgtype": "m.text", "body": "child",
+        "m.relates_to": { "rel_type": "m.thread", "event_id": parent.event_id } });
+    let child = NewEvent {
+        content: object(content).unwrap(),
+        ..message(&a.user, "")
+    };
+    let child = a.template(child).await;
+
+    assert_eq!(b.outcome(&child).await, Outcome::Accepted);
+    assert_eq!(b.outcome(&parent).await, Outcome::Accepted);
+
+    let (parent, child) = (b.event(&parent.event_id), b.event(&child.event_id));
+    let (parent, child) = (parent.unwrap(), child.unwrap());
+    assert_eq!(child.meta.thread_root, Some(parent.number));
+    let snapshot = b.rooms.store.snapshot().unwrap();
+    let threads = b
+        .rooms
+        .threads_of(&snapshot, b.room(), &[parent.number])
+        .unwrap();
+    assert_eq!(threads[0].unwrap().count, 1);
+    b.check();
+}
+
 /// A world of servers and what is under way between them.
 struct World {
     servers: Vec<Peer>,

@@ -169,7 +169,10 @@ fn send(
         }
         state = Some(rows);
     }
-    let unread = unread::count(rooms, head, source, &pdu, &mut meta)?;
+    let unread = match meta.has(flag::HIDDEN) {
+        true => unread::Counted::nothing(&head.row),
+        false => unread::count(rooms, head, source, &pdu, &mut meta)?,
+    };
     let redaction = gathered.redaction.map(|mut redacted| {
         redacted.event.meta.redacted_by = Some(number);
         redacted
@@ -438,6 +441,14 @@ fn meta(
     }
     if numbers.event_type == TypeNumber::ENCRYPTED {
         meta.flags |= flag::ENCRYPTED;
+    }
+    if numbers.event_type == TypeNumber::MERGE && !pdu.is_state() {
+        let row = &site.head.row;
+        meta.flags |= flag::HIDDEN;
+        meta.index = row.high;
+        meta.ord_all = row.ord_all;
+        meta.ord_thread = row.ord_main;
+        meta.ord_room = row.ord_room;
     }
     meta
 }
