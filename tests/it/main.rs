@@ -17,6 +17,7 @@ mod faults;
 mod federation_keys;
 mod federation_members;
 mod federation_reading;
+mod federation_sending;
 mod harness;
 mod history;
 mod layers;

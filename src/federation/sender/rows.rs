@@ -135,3 +135,6 @@ pub(super) fn edus(
 pub(super) fn delete_edu(batch: &mut Batch, key: &EduKey) {
     batch.delete(&EDUS, key);
 }
+
+#[cfg(test)]
+mod tests;
