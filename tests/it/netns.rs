@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,7 +24,7 @@ use tokio::{
 use crate::{
     harness::{TestServer, User},
     peer::Peer,
-    room_words::room_path,
+    room_words::{escaped, room_path},
 };
 
 /// Set by `tests/netns/run`.
@@ -232,4 +233,99 @@ async fn a_dead_and_a_slow_server_do_not_delay_the_others() {
         }
     };
     all_arrive(&missed, &arrivals, retry).await;
+}
+
+/// Messages that a server misses while it is away.
+const MISSED: usize = 10_000;
+/// Requests that are sent at the same time.
+const AT_ONCE: usize = 8;
+const AWAY: &str = "10.9.0.60";
+/// Pages of at most 100 messages, with room for those that are short.
+const MAX_PAGES: usize = 400;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_was_away_for_ten_thousand_events_catches_up() {
+    if !is_here() {
+        return;
+    }
+    let settings = ["net.allowed_ranges=[\"127.0.0.0/8\", \"10.9.0.0/24\"]"];
+    let here = TestServer::federating(&settings).await;
+    ip(&format!("address add {AWAY}/32 dev lo"));
+    let address = format!("{AWAY}:{PORT}").parse().expect("an address");
+    let there = TestServer::federating_at(address, &settings).await;
+    let alice = here.user("alice").await;
+    let room = alice.create_room().await;
+    let bob = there.user("bob").await;
+    let join = format!(
+        "/_matrix/client/v3/join/{}?via={}",
+        escaped(&room),
+        here.name()
+    );
+    bob.post(&join, json!({})).await.ok();
+
+    ip(&format!("address del {AWAY}/32 dev lo"));
+    ip(&format!(
+        "neighbor replace {AWAY} lladdr 02:00:00:00:00:98 dev hearth0 nud permanent"
+    ));
+    let start = Instant::now();
+    let sending = (0..MISSED).map(|number| say(&alice, &room, number));
+    futures_util::stream::iter(sending)
+        .buffer_unordered(AT_ONCE)
+        .collect::<Vec<()>>()
+        .await;
+    println!("{MISSED} messages sent in {:?}", start.elapsed());
+
+    ip(&format!("neighbor del {AWAY} dev hearth0"));
+    ip(&format!("address add {AWAY}/32 dev lo"));
+    let start = Instant::now();
+    say(&alice, &room, MISSED).await;
+    let federation = &here.running.server.federation;
+    let name = <&ruma::ServerName>::try_from(there.name()).expect("a server name");
+    while !page(&bob, &room, None).await.0.contains(&MISSED) {
+        federation.retry(name);
+        assert!(
+            start.elapsed() < PATIENCE,
+            "the newest message does not come"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("the newest message came after {:?}", start.elapsed());
+    let mut seen = BTreeMap::new();
+    let mut from = None;
+    for _ in 0..MAX_PAGES {
+        let (numbers, next) = page(&bob, &room, from.as_deref()).await;
+        for number in numbers {
+            *seen.entry(number).or_insert(0) += 1;
+        }
+        from = next;
+        if from.is_none() {
+            break;
+        }
+    }
+    println!("all of them were read after {:?}", start.elapsed());
+    let missing = (0..=MISSED)
+        .filter(|number| !seen.contains_key(number))
+        .count();
+    let twice = seen.values().filter(|times| **times > 1).count();
+    assert_eq!((missing, twice), (0, 0), "each is there once");
+}
+
+async fn say(user: &User, room: &str, number: usize) {
+    let path = room_path(room, &format!("/send/m.room.message/m{number}"));
+    let body = json!({ "msgtype": "m.text", "body": number.to_string() });
+    user.put(&path, body).await.ok();
+}
+
+/// The numbers in a page of history, and where the next older one begins.
+async fn page(user: &User, room: &str, from: Option<&str>) -> (Vec<usize>, Option<String>) {
+    let from = from.map(|from| format!("&from={from}")).unwrap_or_default();
+    let path = room_path(room, &format!("/messages?dir=b&limit=100{from}"));
+    let answer = user.get(&path).await.ok();
+    let numbers = answer["chunk"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|event| event["content"]["body"].as_str()?.parse().ok())
+        .collect();
+    (numbers, answer["end"].as_str().map(ToOwned::to_owned))
 }
