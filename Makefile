@@ -88,6 +88,10 @@ clients: binary ## Unmodified clients against this server.
 interop: binary ## Federation with Synapse and with itself; FULL=1 for the full sizes.
 	HEARTH=$(abspath $(TARGET))/debug/hearth tests/interop/run $(if $(FULL),--full)
 
+.PHONY: netns
+netns: system ## Delivery with dead, slow and absent servers, in a network namespace.
+	tests/netns/run
+
 .PHONY: crash
 crash: system ## The crash test with 200 kills; `make unit` has 20.
 	HEARTH_CRASH_ROUNDS=200 cargo test --test it faults::
