@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use ruma::{
-    OwnedRoomId, OwnedServerName, RoomId, UserId,
+    CanonicalJsonObject, OwnedRoomId, OwnedServerName, RoomId, RoomVersionId, UserId,
     api::federation::membership::{create_leave_event, prepare_leave_event},
-    events::room::member::MembershipState,
+    events::{TimelineEventType, room::member::MembershipState},
 };
 use serde_json::value::to_raw_value;
 use tokio::time::Instant;
@@ -19,8 +19,8 @@ use super::{
     membership::{Draft, MembershipError, rules_of},
 };
 use crate::{
-    events::Verified,
-    rooms::{Class, Extra, Outside, OutsideChange, Residence},
+    events::{NewPdu, Verified},
+    rooms::{self, Class, Extra, Outside, OutsideChange, Residence},
     storage::Snapshot,
 };
 
@@ -55,15 +55,49 @@ impl Federation {
             let here = self.change_own(user, &room_id, MembershipState::Leave, extra);
             return match here.await {
                 Ok(()) => Ok(()),
-                Err(_unknown) => self.leave_alone(user, &room_id, row.without_event()).await,
+                Err(_unknown) => {
+                    let row = self.untold(user, &room_id, row)?;
+                    self.leave_alone(user, &room_id, row).await
+                }
             };
         }
         let told = self.tell_leave(user, &room_id, &row.servers, extra).await;
         let row = match told {
             Some((version, event, server)) => Outside::new(&version, &event, vec![server]),
-            None => row.without_event(),
+            None => self.untold(user, &room_id, row)?,
         };
         self.leave_alone(user, &room_id, row).await
+    }
+
+    /// A leave that no other server hears of: clients want an event all the same.
+    fn untold(
+        &self,
+        user: &UserId,
+        room_id: &OwnedRoomId,
+        row: Outside,
+    ) -> Result<Outside, MembershipError> {
+        let Some(invite) = row.pdu() else {
+            return Ok(row);
+        };
+        let version = RoomVersionId::try_from(row.version.as_str()).unwrap_or(RoomVersionId::V1);
+        let mut content = CanonicalJsonObject::new();
+        let membership = MembershipState::Leave.as_str().to_owned();
+        content.insert("membership".to_owned(), membership.into());
+        let new = NewPdu {
+            room_id: Some(room_id.clone()),
+            sender: user.to_owned(),
+            event_type: TimelineEventType::RoomMember,
+            state_key: Some(user.to_string()),
+            content,
+            origin_server_ts: self.now(),
+            depth: invite.depth.saturating_add(1),
+            prev_events: vec![invite.event_id.clone()],
+            auth_events: vec![invite.event_id],
+            redacts: None,
+        };
+        let built = self.inner.signer.build(new, rules_of(&version)?);
+        let event = built.map_err(rooms::Error::from)?;
+        Ok(Outside::new(&row.version, &event, row.servers))
     }
 
     /// The membership of a user in a room that this server is not in.
@@ -174,7 +208,7 @@ impl Federation {
         let (room_id, user) = (draft.room_id.clone(), draft.user.to_owned());
         let request = prepare_leave_event::v1::Request::new(room_id.clone(), user);
         let made = self.client().send_within(server, request, limits).await?;
-        let version = made.room_version.unwrap_or(ruma::RoomVersionId::V1);
+        let version = made.room_version.unwrap_or(RoomVersionId::V1);
         let event = self.sign_draft(server, draft, &made.event, rules_of(&version)?)?;
         let pdu = as_raw(&event)?;
         let request = create_leave_event::v2::Request::new(room_id, event.event_id.clone(), pdu);

@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use ruma::{
-    CanonicalJsonObject, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId,
-    ServerName, UserId,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName,
+    OwnedUserId, RoomVersionId, ServerName, UInt, UserId,
     canonical_json::CanonicalJsonValue,
     events::{TimelineEventType, room::member::MembershipState},
     room_version_rules::RoomVersionRules,
@@ -173,14 +173,13 @@ impl Federation {
                 user.to_string().into(),
             );
         }
-        let now = ruma::UInt::new_saturating(self.inner.clock.now_ms());
         let new = NewPdu {
             room_id: Some(draft.room_id.clone()),
             sender: draft.user.to_owned(),
             event_type: TimelineEventType::RoomMember,
             state_key: Some(draft.user.to_string()),
             content,
-            origin_server_ts: ruma::MilliSecondsSinceUnixEpoch(now),
+            origin_server_ts: self.now(),
             depth: template.depth,
             prev_events: template.prev_events,
             auth_events: template.auth_events,
@@ -188,6 +187,10 @@ impl Federation {
         };
         let built = self.inner.signer.build(new, rules);
         Ok(built.map_err(rooms::Error::from)?)
+    }
+
+    pub(super) fn now(&self) -> MilliSecondsSinceUnixEpoch {
+        MilliSecondsSinceUnixEpoch(UInt::new_saturating(self.inner.clock.now_ms()))
     }
 
     /// The content of a user's own membership: profile, and what the client added.

@@ -243,24 +243,25 @@ fn events(room: &CreateRoom, rules: &RoomVersionRules) -> Result<Vec<NewEvent>, 
             object(json!({ "alias": alias }))?,
         ));
     }
-    let (join_rule, history, guests) = match room.preset {
-        Preset::PublicChat => ("public", "shared", "forbidden"),
-        Preset::PrivateChat | Preset::TrustedPrivateChat => ("invite", "shared", "can_join"),
-    };
-    let preset = [
+    let is_public = room.preset == Preset::PublicChat;
+    let join_rule = if is_public { "public" } else { "invite" };
+    let mut preset = vec![
         (
             TimelineEventType::RoomJoinRules,
             json!({ "join_rule": join_rule }),
         ),
         (
             TimelineEventType::RoomHistoryVisibility,
-            json!({ "history_visibility": history }),
-        ),
-        (
-            TimelineEventType::RoomGuestAccess,
-            json!({ "guest_access": guests }),
+            json!({ "history_visibility": "shared" }),
         ),
     ];
+    if !is_public {
+        // Where nothing is said guests are forbidden: public rooms do without the event, which every server would keep.
+        preset.push((
+            TimelineEventType::RoomGuestAccess,
+            json!({ "guest_access": "can_join" }),
+        ));
+    }
     for (event_type, content) in preset {
         let replaced = room
             .initial_state

@@ -295,6 +295,29 @@ impl Rooms {
         Ok(true)
     }
 
+    /// Ends a membership outside without telling anybody; false if there is none.
+    pub(super) async fn end_outside(&self, user: &UserId, room: RoomNumber) -> Result<bool, Error> {
+        let (rooms, id) = (self.clone(), user.to_owned());
+        let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+            match rooms.accounts.user_number(snapshot, &id)? {
+                Some(number) => rooms.outside(snapshot, number, room),
+                None => Ok(None),
+            }
+        };
+        let (Some((_, row)), Some(room_id)) = (self.store.read(read).await?, self.room_id(room))
+        else {
+            return Ok(false);
+        };
+        self.set_outside(OutsideChange {
+            user: user.to_owned(),
+            room_id,
+            class: Class::Leave,
+            row: row.without_event(),
+            stripped: None,
+        })
+        .await
+    }
+
     fn may_set(
         &self,
         snapshot: &Snapshot,

@@ -187,7 +187,14 @@ impl Rooms {
             extra: CanonicalJsonObject::new(),
             before: &[Class::Join, Class::Invite, Class::Knock],
         };
-        self.set_membership(&room_id, action).await
+        match self.set_membership(&room_id, action).await {
+            Ok(()) => Ok(()),
+            // An invite into a room that this server is not in: whoever sent it will find nobody.
+            Err(error) => match self.end_outside(user, room).await? {
+                true => Ok(()),
+                false => Err(error),
+            },
+        }
     }
 }
 

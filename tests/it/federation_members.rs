@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::{
     harness::{Answer, TestServer, User},
+    peer::{Peer, pdu_json},
     room_words::{escaped, room_path},
     sync_words::{Synced, find},
 };
@@ -151,7 +152,8 @@ async fn an_invite_is_rejected_though_its_server_is_gone() {
     bob.leave(&room).await.ok();
 
     let left = bob.sync_since(&invited).await;
-    assert!(left.room("leave", &room).is_object(), "{}", left.body);
+    let events = &left.room("leave", &room)["timeline"]["events"];
+    assert_eq!(events[0]["content"]["membership"], "leave", "{}", left.body);
     assert!(bob.sync().await.room("invite", &room).is_null());
 }
 
@@ -241,4 +243,171 @@ async fn the_second_of_a_server_joins_without_another() {
     second.ok();
     bob.wait_for_membership(&room, &carol, "join").await;
     carol.wait_for_membership(&room, &bob, "join").await;
+}
+
+/// A membership event of a room of the peer.
+fn template(peer: &Peer, sender: &str, target: &str, membership: &str) -> Value {
+    json!({
+        "type": "m.room.member",
+        "room_id": room_of(peer),
+        "sender": sender,
+        "state_key": target,
+        "content": { "membership": membership },
+        "origin_server_ts": 1_700_000_000_000_u64,
+        "depth": 7,
+        "prev_events": ["$prevprevprevprevprevprevprevprevprevprevpre"],
+        "auth_events": [],
+    })
+}
+
+fn room_of(peer: &Peer) -> String {
+    format!("!far:{}", peer.name)
+}
+
+async fn invite(peer: &Peer, server: &TestServer, event: &Value) -> Answer {
+    let event = peer.complete(event, "11");
+    let target = format!(
+        "/_matrix/federation/v2/invite/{}/{}",
+        escaped(&room_of(peer)),
+        escaped(event.event_id.as_str()),
+    );
+    let name = json!({
+        "type": "m.room.name",
+        "state_key": "",
+        "sender": peer.user("zoe"),
+        "content": { "name": "Far" },
+    });
+    let body = json!({
+        "room_version": "11",
+        "event": pdu_json(&event),
+        "invite_room_state": [name],
+    });
+    peer.put(server, &target, body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_is_signed_and_only_its_sender_takes_it_back() {
+    let [server] = TestServer::federated().await;
+    let alice = server.user("alice").await;
+    let peer = Peer::start().await;
+    let zoe = peer.user("zoe");
+
+    let event = template(&peer, &zoe, &alice.id, "invite");
+    let signed = invite(&peer, &server, &event).await.ok();
+
+    assert!(
+        signed["event"]["signatures"][server.name()].is_object(),
+        "{signed}"
+    );
+    let invited = alice.sync_until(is_in("invite", &room_of(&peer))).await;
+    let federation = &server.running.server.federation;
+    let taken_back = async |sender: &str| {
+        let leave = peer.complete(&template(&peer, sender, &alice.id, "leave"), "11");
+        let text = serde_json::value::to_raw_value(&pdu_json(&leave)).expect("JSON");
+        federation.receive_outside(&peer.name, &text).await
+    };
+    assert!(taken_back(&peer.user("eve")).await.is_err());
+    assert!(
+        alice
+            .sync_since(&invited)
+            .await
+            .room("leave", &room_of(&peer))
+            .is_null()
+    );
+    taken_back(&zoe).await.expect("it is taken");
+    let left = alice.sync_since(&invited).await;
+    let events = &left.room("leave", &room_of(&peer))["timeline"]["events"];
+    assert_eq!(events[0]["sender"], zoe.as_str(), "{}", left.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_sound_invite_is_not_signed() {
+    let [server] = TestServer::federated().await;
+    let alice = server.user("alice").await;
+    let peer = Peer::start().await;
+    let zoe = peer.user("zoe");
+    let nobody = format!("@nobody:{}", server.name());
+
+    let join = template(&peer, &zoe, &alice.id, "join");
+    invite(&peer, &server, &join)
+        .await
+        .fails(400, "M_INVALID_PARAM");
+    let of_another = template(&peer, "@zoe:example.org", &alice.id, "invite");
+    invite(&peer, &server, &of_another)
+        .await
+        .fails(400, "M_INVALID_PARAM");
+    let to_nobody = template(&peer, &zoe, &nobody, "invite");
+    invite(&peer, &server, &to_nobody)
+        .await
+        .fails(403, "M_FORBIDDEN");
+    let elsewhere = template(&peer, &zoe, "@alice:example.org", "invite");
+    invite(&peer, &server, &elsewhere)
+        .await
+        .fails(400, "M_INVALID_PARAM");
+
+    assert!(alice.sync().await.room("invite", &room_of(&peer)).is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_answers_nonsense_gets_nobody_into_a_room() {
+    let [server] = TestServer::federated().await;
+    let alice = server.user("alice").await;
+    let peer = Peer::start().await;
+    let (room, id) = (room_of(&peer), alice.id.clone());
+    let via = escaped(peer.name.as_str());
+    let path = format!("/_matrix/client/v3/join/{}?via={via}", escaped(&room));
+    let templates = [
+        template(&peer, &peer.user("eve"), &id, "join"),
+        template(&peer, &id, &id, "ban"),
+        json!({ "type": "m.room.member" }),
+    ];
+    for event in templates {
+        let answer = json!({ "room_version": "11", "event": event });
+        peer.answer("GET", "/_matrix/federation/v1/make_join/*", move |_| {
+            (200, answer.clone())
+        });
+        alice.post(&path, json!({})).await.fails(502, "M_UNKNOWN");
+    }
+    let is_join = |target: &String| target.contains("send_join");
+    assert!(!peer.seen().iter().any(is_join), "nothing was signed");
+
+    let answer = json!({ "room_version": "11", "event": template(&peer, &id, &id, "join") });
+    peer.answer("GET", "/_matrix/federation/v1/make_join/*", move |_| {
+        (200, answer.clone())
+    });
+    let forged = json!({
+        "type": "m.room.create",
+        "room_id": room,
+        "sender": peer.user("zoe"),
+        "state_key": "",
+        "content": { "room_version": "11" },
+        "origin_server_ts": 1,
+        "depth": 1,
+        "prev_events": [],
+        "auth_events": [],
+        "hashes": { "sha256": "" },
+        "signatures": {},
+    });
+    for body in [
+        json!([]),
+        json!({ "state": [], "auth_chain": [] }),
+        json!({ "state": [forged], "auth_chain": [forged] }),
+    ] {
+        peer.answer("PUT", "/_matrix/federation/v2/send_join/*", move |_| {
+            (200, body.clone())
+        });
+        alice.post(&path, json!({})).await.fails(502, "M_UNKNOWN");
+    }
+    assert!(peer.seen().iter().any(is_join));
+    assert!(alice.sync().await.joined(&room_of(&peer)).is_null());
+    peer.answer("GET", "/_matrix/federation/v1/make_join/*", |_| {
+        let body = json!({
+            "errcode": "M_INCOMPATIBLE_ROOM_VERSION",
+            "error": "no",
+            "room_version": "42",
+        });
+        (400, body)
+    });
+    let refused = alice.post(&path, json!({})).await;
+    refused.fails(400, "M_INCOMPATIBLE_ROOM_VERSION");
 }
