@@ -40,8 +40,12 @@ async fn send_state_event(
     request: send_state_event::v3::Request,
 ) -> Result<send_state_event::v3::Response, Error> {
     super::require_active(&session)?;
-    let content = content::content(&request.body)?;
+    let mut content = content::content(&request.body)?;
     let event_type = TimelineEventType::from(request.event_type.to_string());
+    if event_type == TimelineEventType::RoomMember {
+        // Who let a user in is for servers to say, who sign for it.
+        content.remove("join_authorised_via_users_server");
+    }
     if super::membership::is_remote_invite(&server, &event_type, &request.state_key, &content) {
         let event = NewEvent::state(session.user.clone(), event_type, request.state_key, content);
         let sent = super::membership::send_remote_invite(&server, request.room_id, event);
