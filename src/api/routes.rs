@@ -52,6 +52,8 @@ pub(super) struct Route {
     /// As ruma writes them: `/_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}`.
     pub(super) paths: Vec<String>,
     pub(super) call: Call,
+    /// The largest body, in bytes; `None`: as the configuration says.
+    pub(super) max_body_bytes: Option<usize>,
 }
 
 /// A table of endpoints. Tables are joined by [`Routes::join`] and served by a [`Dispatcher`].
@@ -104,6 +106,7 @@ impl Routes {
             method: R::METHOD,
             paths,
             call,
+            max_body_bytes: None,
         });
         self
     }
@@ -122,7 +125,17 @@ impl Routes {
             method,
             paths,
             call,
+            max_body_bytes: None,
         });
+        self
+    }
+
+    /// Lets the bodies of all requests of this table be of another size than the configuration says.
+    #[must_use]
+    pub fn with_bodies_up_to(mut self, bytes: usize) -> Self {
+        for route in &mut self.routes {
+            route.max_body_bytes = Some(bytes);
+        }
         self
     }
 

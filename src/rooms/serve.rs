@@ -102,22 +102,24 @@ impl Rooms {
         })
     }
 
-    /// Whether the members of the server could see an event.
+    /// Whether the members of the server could see an event. State is shown to every server in the room: it needs all of it
+    /// to judge events.
     pub fn server_may_see(
         &self,
         snapshot: &Snapshot,
         sight: &mut ServerSight,
         event: &StoredEvent,
     ) -> Result<bool, Error> {
-        let root = match event.meta.root_after {
-            // Of an outlier nobody knows the state; it was sent to us as part of one, which servers tell each other.
-            root if root == RootNumber::default() => return Ok(event.pdu.is_state()),
-            root => self.root(snapshot, sight.room, root)?,
-        };
+        let after = event.meta.root_after;
+        // What has no state is an outlier: of what its members could see nothing is known.
+        if event.pdu.is_state() || after == RootNumber::default() {
+            return Ok(event.pdu.is_state());
+        }
+        let root = self.root(snapshot, sight.room, after)?;
         let visibility = match sight.visibilities.get(&root.core) {
             Some(visibility) => visibility.clone(),
             None => {
-                let found = self.history_visibility(snapshot, sight.room, event.meta.root_after)?;
+                let found = self.history_visibility(snapshot, sight.room, after)?;
                 sight.visibilities.insert(root.core, found.clone());
                 found
             }
@@ -227,7 +229,7 @@ impl Rooms {
     ) -> Result<ServedState, Error> {
         let event = self
             .event_in_room(snapshot, room, event_id)?
-            .filter(|event| !event.meta.has(flag::OUTLIER))
+            .filter(|event| !event.meta.has(flag::OUTLIER | flag::STATE_PARTIAL))
             .ok_or(Error::NotFound)?;
         let source = self.source(snapshot, room);
         let root = source.root(event.meta.root_before)?;

@@ -396,3 +396,33 @@ async fn an_alias_of_another_server_can_be_canonical_if_it_leads_to_the_room() {
     let missing = set(format!("#desert:{}", two.name())).await;
     missing.fails(400, "M_BAD_ALIAS");
 }
+
+#[tokio::test]
+async fn an_event_by_time_is_looked_for_on_other_servers_and_fetched() {
+    let [one, two] = TestServer::federated().await;
+    let (alice, bob) = (one.user("alice").await, two.user("bob").await);
+    let room = alice.create_room().await;
+    for number in 0..30 {
+        alice.say(&room, &number.to_string()).await;
+    }
+    let path = format!(
+        "/_matrix/client/v1/rooms/{}/timestamp_to_event?ts=0&dir=f",
+        escaped(&room)
+    );
+    let create = alice.get(&path).await.ok();
+    let join = format!(
+        "/_matrix/client/v3/join/{}?server_name={}",
+        escaped(&room),
+        one.name()
+    );
+    bob.post(&join, json!({})).await.ok();
+
+    let found = bob.get(&path).await.ok();
+    assert_eq!(found["event_id"], create["event_id"]);
+    let id = escaped(found["event_id"].as_str().expect("an ID"));
+    let around = bob
+        .get(&room_path(&room, &format!("/context/{id}?limit=4")))
+        .await
+        .ok();
+    assert_eq!(around["event"]["type"], "m.room.create");
+}

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use ruma::{
-    CanonicalJsonObject, OwnedRoomAliasId, RoomAliasId,
+    CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomAliasId,
+    OwnedServerName, RoomAliasId,
     api::{
         client::room::{
             Visibility, aliases,
@@ -32,7 +33,7 @@ use crate::{
     },
     rooms::{self, CreateRoom, Preset},
     server::Server,
-    storage::Snapshot,
+    storage::{Order, Snapshot},
 };
 
 pub(super) fn routes() -> Routes {
@@ -182,24 +183,81 @@ async fn get_room_event(
     server.store.read(read).await
 }
 
+/// What is not known here is asked of other servers, where there are gaps that may hide something closer.
+///
 /// Spec: c2s, "GET /_matrix/client/v1/rooms/{roomId}/timestamp_to_event".
 async fn get_event_by_timestamp(
     server: Arc<Server>,
     session: Arc<Session>,
     request: get_event_by_timestamp::v1::Request,
 ) -> Result<get_event_by_timestamp::v1::Response, Error> {
-    let reader = Reader::new(&server, session, request.room_id)?;
-    let (ts, order) = (u64::from(request.ts.0), super::events::order(request.dir));
-    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+    let (room_id, ts, direction) = (request.room_id, request.ts, request.dir);
+    let reader = Arc::new(Reader::new(&server, session, room_id.clone())?);
+    let look = ByTime {
+        reader: Arc::clone(&reader),
+        ts: u64::from(ts.0),
+        order: super::events::order(direction),
+    };
+    let local = look.clone();
+    let (found, servers) = server
+        .store
+        .read(move |snapshot| local.find(snapshot))
+        .await?;
+    let distance = |at: MilliSecondsSinceUnixEpoch| u64::from(at.0).abs_diff(u64::from(ts.0));
+    let elsewhere = server
+        .federation
+        .event_at_time(&room_id, &servers, ts, direction);
+    let closer = elsewhere.await.filter(|(_, at, _)| {
+        let is_closer = |(_, known): &(_, _)| distance(*at) < distance(*known);
+        found.as_ref().is_none_or(is_closer)
+    });
+    let mut found = found;
+    if let Some((event_id, at, _)) = closer {
+        let wanted = event_id.clone();
+        let fetched = server.federation.backfill_to(reader.room, &event_id).await;
+        if fetched.map_err(Error::of_federation)?
+            && server
+                .store
+                .read(move |snapshot| look.may_see(snapshot, &wanted))
+                .await?
+        {
+            found = Some((event_id, at));
+        }
+    }
+    let (event_id, at) =
+        found.ok_or_else(|| Error::not_found("There is no event in this direction"))?;
+    Ok(get_event_by_timestamp::v1::Response::new(event_id, at))
+}
+
+/// A look-up by time.
+#[derive(Clone)]
+struct ByTime {
+    reader: Arc<Reader>,
+    ts: u64,
+    order: Order,
+}
+
+type AtTime = (OwnedEventId, MilliSecondsSinceUnixEpoch);
+
+impl ByTime {
+    /// The closest event that is here, and the servers to ask if the room's history has gaps.
+    fn find(&self, snapshot: &Snapshot) -> Result<(Option<AtTime>, Vec<OwnedServerName>), Error> {
+        let (reader, rooms) = (&self.reader, &self.reader.rooms);
         let mut sight = reader.sight(snapshot)?;
         sight.until().ok_or_else(super::not_in_room)?;
-        let rooms = &reader.rooms;
-        let found = rooms.event_at_time(snapshot, reader.room, ts, order, |event| {
+        let found = rooms.event_at_time(snapshot, reader.room, self.ts, self.order, |event| {
             rooms.may_see(snapshot, &mut sight, event)
         })?;
-        let event = found.ok_or_else(|| Error::not_found("There is no event in this direction"))?;
-        Ok((event.pdu.event_id.clone(), event.pdu.origin_server_ts))
-    };
-    let (event_id, ts) = server.store.read(read).await?;
-    Ok(get_event_by_timestamp::v1::Response::new(event_id, ts))
+        let found = found.map(|event| (event.pdu.event_id.clone(), event.pdu.origin_server_ts));
+        let servers = match rooms.gap_at_or_below(snapshot, reader.room, i64::MAX)? {
+            Some(_) => rooms.servers(snapshot, reader.room)?,
+            None => Vec::new(),
+        };
+        Ok((found, servers))
+    }
+
+    fn may_see(&self, snapshot: &Snapshot, event_id: &EventId) -> Result<bool, Error> {
+        let mut sight = self.reader.sight(snapshot)?;
+        Ok(self.reader.event(snapshot, &mut sight, event_id).is_ok())
+    }
 }

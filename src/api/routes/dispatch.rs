@@ -184,7 +184,8 @@ impl Dispatcher {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
-        let body = read_body(body, self.max_body_bytes).await?;
+        let max_bytes = endpoint.route.max_body_bytes.unwrap_or(self.max_body_bytes);
+        let body = read_body(body, max_bytes).await?;
         let client = Client {
             address: self.client_address(peer, &head.headers),
             user_agent: head.headers.get(header::USER_AGENT).cloned(),

@@ -11,8 +11,13 @@ use crate::{
 };
 
 pub(super) fn routes() -> Routes {
-    Routes::default().endpoint(send_transaction_message)
+    Routes::default()
+        .endpoint(send_transaction_message)
+        .with_bodies_up_to(MAX_TRANSACTION_BYTES)
 }
+
+/// Fifty events and a hundred other units of the size of the largest event fit, with what holds them together.
+const MAX_TRANSACTION_BYTES: usize = 160 * 65_536;
 
 /// Spec: s2s, "Transactions".
 async fn send_transaction_message(
