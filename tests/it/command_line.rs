@@ -241,3 +241,22 @@ fn how_another_server_is_found_is_shown_and_a_denied_address_is_not_asked() {
     let (exit, text) = installation.run(&["federation", "show", "not a name"]);
     assert_eq!(exit, 4, "{text}");
 }
+
+#[test]
+fn a_new_signing_key_is_used_from_the_next_start_on() {
+    let installation = Installation::new();
+    let keys = |command: &str| -> serde_json::Value {
+        let output = installation.command(&["--json", "keys", command]).output();
+        let output = output.expect("the binary runs");
+        assert!(output.status.success());
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+    let first = keys("show");
+    assert_eq!(first["next"], serde_json::Value::Null);
+    // Each command is a start of its own where no server runs.
+    let next = keys("rotate");
+    let second = keys("show");
+    assert_eq!(second["current"], next["next"]);
+    assert_eq!(second["old"][0]["key_id"], first["current"]);
+    assert_eq!(second["old"][0]["verify_key"], first["verify_key"]);
+}
