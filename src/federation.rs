@@ -9,6 +9,7 @@ mod config;
 pub mod discovery;
 mod edu;
 mod fetch;
+pub mod fuzzing;
 mod inbox;
 mod invite;
 mod join;
@@ -28,7 +29,7 @@ use std::{sync::Arc, time::Duration};
 
 use ruma::{OwnedRoomId, OwnedServerName, ServerName, api::error::ErrorKind};
 
-use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox, policy::Policies};
+use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox};
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
@@ -165,7 +166,6 @@ struct Inner {
     inbox: Inbox,
     fetching: Fetching,
     backfilling: Backfilling,
-    policies: Policies,
 }
 
 impl Federation {
@@ -216,7 +216,6 @@ impl Federation {
                 inbox,
                 fetching,
                 backfilling: Backfilling::default(),
-                policies: Policies::default(),
             }),
         })
     }

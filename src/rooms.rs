@@ -28,6 +28,7 @@ mod outside;
 mod page;
 mod profile;
 mod receive;
+mod recommend;
 mod redact;
 mod relations;
 mod resolution;
@@ -76,6 +77,7 @@ pub use self::{
     outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},
     page::{NoPlace, Page, PageQuery, Place},
     receive::{HistoryEvent, Intake, Outcome, Received},
+    recommend::Signing,
     relations::{MAX_RELATION_DEPTH, RelationQuery},
     send::{NewEvent, Transaction},
     serve::{MissingQuery, ServedState, ServerSight},
@@ -224,6 +226,8 @@ pub struct Inner {
     fingerprint_key: FingerprintKey,
     habits: unread::HabitsCache,
     unread_rows: unread::StoredCache,
+    /// Where events go that a policy server shall sign.
+    signings: RwLock<Option<tokio::sync::mpsc::Sender<Signing>>>,
 }
 
 /// What is kept in memory of every room, as published.
@@ -314,6 +318,7 @@ impl Rooms {
             loose_ends: tokio::sync::Notify::new(),
             habits: unread::HabitsCache::default(),
             unread_rows: unread::StoredCache::default(),
+            signings: RwLock::default(),
             heads: Mutex::new(LruCache::unbounded()),
             published: RwLock::new(published),
         };

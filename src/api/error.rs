@@ -511,7 +511,7 @@ impl Error {
     pub fn of_transaction(refused: federation::Refused) -> Self {
         use federation::Refused as E;
         match refused {
-            error @ E::TooMany => Self::too_large(error.to_string()),
+            error @ E::TooMany => Self::bad_json(error.to_string()),
             E::Busy => Self::limit_exceeded(Duration::from_secs(30)),
             E::Failed(error) => Self::internal(error),
         }

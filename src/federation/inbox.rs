@@ -367,6 +367,7 @@ impl Inbox {
 impl Federation {
     /// Begins to put what has been received into its rooms.
     pub fn start_inbox(&self, tasks: &Tasks) {
+        self.start_signing(tasks);
         self.inner.inbox.start(self, tasks);
     }
 }

@@ -17,6 +17,7 @@ use ruma::{
 };
 
 use self::answer::Answer;
+pub(super) use self::answer::event_ids as events_of_answer;
 use super::{
     Error, Federation,
     client::Limits,

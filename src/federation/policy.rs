@@ -2,13 +2,9 @@
 //!
 //! The signature decides about showing, never about the rules of the room: an event without it is soft-failed.
 
-use std::{
-    num::NonZeroUsize,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use lru::LruCache;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use ruma::{
     CanonicalJsonObject, CanonicalJsonValue,
     api::federation::policy::sign_event,
@@ -20,78 +16,18 @@ use serde_json::value::RawValue;
 
 use super::{Error, Federation, client::Limits};
 use crate::{
-    events::{Pdu, RootNumber, Verified, canonical},
-    rooms::RoomNumber,
-    storage::Snapshot,
+    events::{Pdu, Verified, canonical},
+    rooms::Signing,
+    tasks::{Stage, Tasks},
 };
 
 /// How long a policy server may think.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// The largest answer with a signature.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// Rooms whose policy server is remembered.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(10_000).expect("ten thousand is not zero");
-
-const EVENT_TYPE: &str = "m.room.policy";
-
-/// What a room says of its policy server.
-type Policy = Option<Arc<RoomPolicyEventContent>>;
-
-/// What is known of the policy servers of rooms, each at the state in which it was looked up.
-pub(super) struct Policies {
-    known: Mutex<LruCache<RoomNumber, (RootNumber, Policy)>>,
-}
-
-impl Default for Policies {
-    fn default() -> Self {
-        Self {
-            known: Mutex::new(LruCache::new(REMEMBERED)),
-        }
-    }
-}
-
+/// Events of ours for which policy servers are asked at the same time.
+const MAX_ASKING: usize = 64;
 impl Federation {
-    /// The policy server that the room uses now.
-    ///
-    /// Spec: s2s, "Determining if a Policy Server is enabled in a room".
-    pub(super) async fn policy(&self, room: RoomNumber) -> Result<Policy, Error> {
-        let rooms = &self.inner.rooms;
-        // Most servers never see one.
-        let (Some(_), Some(published)) = (rooms.type_number(EVENT_TYPE), rooms.published(room))
-        else {
-            return Ok(None);
-        };
-        let root = published.head.root;
-        if let Some((at, policy)) = self.policies().get(&room)
-            && *at == root
-        {
-            return Ok(policy.clone());
-        }
-        let rooms = rooms.clone();
-        let find = move |snapshot: &Snapshot| -> Result<Policy, Error> {
-            let Some(event) = rooms.state_event(snapshot, (room, root), EVENT_TYPE, "")? else {
-                return Ok(None);
-            };
-            let Ok(policy) = event.pdu.content_as::<RoomPolicyEventContent>() else {
-                return Ok(None);
-            };
-            let is_joined = rooms.servers(snapshot, room)?.contains(&policy.via)
-                || (policy.via == rooms.own_name() && published.head.local > 0);
-            let has_key = policy
-                .public_keys
-                .contains_key(&ruma::SigningKeyAlgorithm::Ed25519);
-            Ok((is_joined && has_key).then(|| Arc::new(policy)))
-        };
-        let policy = self.inner.store.read(find).await?;
-        self.policies().put(room, (root, policy.clone()));
-        Ok(policy)
-    }
-
-    fn policies(&self) -> std::sync::MutexGuard<'_, LruCache<RoomNumber, (RootNumber, Policy)>> {
-        let known = &self.inner.policies.known;
-        known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The event with the signature of the policy server, which is asked for it.
     ///
     /// # Errors
@@ -108,6 +44,45 @@ impl Federation {
         signed(policy, event, &signature)
             .filter(|signed| is_recommended(policy, signed, rules))
             .ok_or_else(|| malformed(policy, "the signature is wrong"))
+    }
+
+    /// Begins to get signatures for events of ours.
+    pub(super) fn start_signing(&self, tasks: &Tasks) {
+        let mut signings = self.inner.rooms.take_signings();
+        let stop = tasks.stop_signal(Stage::Followers);
+        let federation = self.clone();
+        let work = async move {
+            let mut asking = FuturesUnordered::new();
+            loop {
+                tokio::select! {
+                    Some(signing) = signings.recv(), if asking.len() < MAX_ASKING => {
+                        asking.push(federation.sign(signing));
+                    }
+                    Some(()) = asking.next() => {}
+                    () = stop.requested() => return,
+                }
+            }
+        };
+        tasks.spawn("policy signatures", Stage::Followers, work);
+    }
+
+    async fn sign(&self, signing: Signing) {
+        let Signing {
+            room,
+            policy,
+            event,
+            reply,
+        } = signing;
+        let answer = match self.inner.rooms.rules_of(room) {
+            Ok(rules) => self.recommended(&policy, &event, rules).await,
+            Err(error) => Err(error.into()),
+        };
+        let answer = answer.map_err(|error| match error {
+            Error::Remote { message, .. } => message.into(),
+            _ => "the policy server of the room did not answer".to_owned(),
+        });
+        // Who does not wait any more has been told so.
+        drop(reply.send(answer));
     }
 
     /// Asks the policy server to sign an event.

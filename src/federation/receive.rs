@@ -330,6 +330,17 @@ impl Sorter {
     }
 }
 
+/// The ID of an event that says which room it is of.
+pub(super) fn event_id_of(
+    pdu: &RawValue,
+    rules: &'static RoomVersionRules,
+) -> Option<OwnedEventId> {
+    let place: Place = serde_json::from_str(pdu.get()).ok()?;
+    place.room_id?;
+    let parsed = format::parse(pdu.get().as_bytes(), rules).ok()?;
+    Some(parsed.event_id)
+}
+
 impl AnswerRow {
     fn new(answer: &Answer) -> Self {
         let pdus = answer

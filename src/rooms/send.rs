@@ -141,16 +141,13 @@ impl NewEvent {
 }
 
 impl Rooms {
-    /// Sends an event and waits until it is durable. A repeated transaction ID answers with the first event.
+    /// Sends an event and waits until it is durable. A repeated transaction ID answers with the first event. If the room has
+    /// a policy server, this asks it to sign the event.
     ///
     /// # Errors
     /// [`Error::NotFound`] for an unknown room, [`Error::NotAllowed`], [`Error::Build`].
     pub async fn send(&self, room_id: &RoomId, event: NewEvent) -> Result<OwnedEventId, Error> {
-        let room = self.resident(room_id)?;
-        let mut writer = self.write(room).await?;
-        let sent = writer.send(event).await?;
-        drop(writer);
-        sent.durable().await
+        self.send_recommended(room_id, event).await
     }
 
     /// The event that a transaction has led to, published or in flight.

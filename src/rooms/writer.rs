@@ -28,7 +28,7 @@ use super::{
     unread,
 };
 use crate::{
-    events::{EventNumber, PowerLevels, RootNumber},
+    events::{EventNumber, Pdu, PowerLevels, RootNumber, Verified},
     storage::{self, Batch, Commit, Guard, Snapshot, Topic},
 };
 
@@ -233,17 +233,10 @@ impl RoomWriter {
     /// # Errors
     /// [`Error::NotAllowed`] by the room's rules, [`Error::Build`] if it is too large.
     pub async fn send(&mut self, event: NewEvent) -> Result<Sent, Error> {
+        if let Some(sent) = self.sent_before(&event).await? {
+            return Ok(sent);
+        }
         let key = self.rooms.transaction_key(self.room(), &event);
-        if let Some(key) = &key
-            && let Some(event_id) = self
-                .rooms
-                .known_transaction(&self.head().transactions, key)?
-        {
-            return Ok(self.in_flight(event_id));
-        }
-        if let Some(event_id) = self.unchanged(&event).await? {
-            return Ok(self.in_flight(event_id));
-        }
         let transaction = event.transaction.clone();
         let authorized = self.authorize(event).await?;
         let mut batch = Batch::new();
@@ -257,6 +250,25 @@ impl RoomWriter {
         let batch = self.append(authorized, batch);
         let commit = Some(self.submit(batch));
         Ok(Sent { event_id, commit })
+    }
+
+    /// The answer for an event that need not be sent: its transaction was, or it would only repeat the current state.
+    pub(super) async fn sent_before(&mut self, event: &NewEvent) -> Result<Option<Sent>, Error> {
+        if let Some(key) = self.rooms.transaction_key(self.room(), event)
+            && let Some(event_id) = self
+                .rooms
+                .known_transaction(&self.head().transactions, &key)?
+        {
+            return Ok(Some(self.in_flight(event_id)));
+        }
+        let unchanged = self.unchanged(event).await?;
+        Ok(unchanged.map(|event_id| self.in_flight(event_id)))
+    }
+
+    /// An event as it would be sent now. Nothing has changed.
+    pub(super) async fn draft(&mut self, event: NewEvent) -> Result<Verified, Error> {
+        let authorized = self.authorize(event).await?;
+        Ok(Verified::from_stored(Pdu::clone(&authorized.event.pdu)))
     }
 
     /// Authorizes and appends an event, leaving it to the caller to submit the batch, before anything else of this
@@ -305,7 +317,7 @@ impl RoomWriter {
         .await
     }
 
-    fn remember_transaction(&mut self, key: TransactionKey, event_id: OwnedEventId) {
+    pub(super) fn remember_transaction(&mut self, key: TransactionKey, event_id: OwnedEventId) {
         let [newer, _] = &mut self.head_mut().transactions;
         newer.insert(key, event_id);
     }

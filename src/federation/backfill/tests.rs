@@ -1,3 +1,5 @@
+//! What counts as history.
+
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, UInt, owned_room_id, owned_server_name,
     owned_user_id, room_version_rules::RoomVersionRules,

@@ -249,7 +249,10 @@ impl Session<'_> {
     /// answer is asked once.
     async fn recommended(&mut self, event: Verified) -> Result<(Verified, Intake), Error> {
         let federation = self.federation;
-        let Some(policy) = federation.policy(self.room).await? else {
+        let mut writer = federation.inner.rooms.write(self.room).await?;
+        let policy = writer.policy_server().await?;
+        drop(writer);
+        let Some(policy) = policy else {
             return Ok((event, Intake::Live));
         };
         if policy::is_recommended(&policy, &event, self.rules) {

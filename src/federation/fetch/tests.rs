@@ -1,3 +1,5 @@
+//! Reading events that were fetched.
+
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, UInt, owned_server_name, owned_user_id,
     room_id, room_version_rules::RoomVersionRules,

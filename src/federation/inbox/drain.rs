@@ -177,9 +177,8 @@ impl<'a> Work<'a> {
             return Ok(self.give_up(entry));
         };
         let batch = Inbox::removal(self.room, entry);
-        let policy = self.federation.policy(self.room).await?;
         let writer = self.writer().await?;
-        if let Some(policy) = policy
+        if let Some(policy) = writer.policy_server().await?
             && !policy::is_recommended(&policy, &event, writer.rules())
         {
             return Ok(Next::Fetch(event));

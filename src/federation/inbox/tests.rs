@@ -1,3 +1,5 @@
+//! Events that wait.
+
 use ruma::owned_server_name;
 
 use super::*;

@@ -6,7 +6,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use bytes::Bytes;
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, room_version_rules::RoomVersionRules};
+use ruma::{
+    OwnedEventId, OwnedRoomId, OwnedServerName, RoomId, room_version_rules::RoomVersionRules,
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -151,6 +153,18 @@ async fn verified(
         }
     }
     all
+}
+
+/// The IDs of all events of an answer that are of the room and of sound format.
+pub(in crate::federation) fn event_ids(
+    body: &[u8],
+    room_id: &RoomId,
+    rules: &RoomVersionRules,
+) -> Option<Vec<OwnedEventId>> {
+    let texts = texts(&Bytes::copy_from_slice(body)).ok()?;
+    let all = [texts.state, texts.auth_chain].concat();
+    let parsed = parsed(&all, &room_id.to_owned(), rules);
+    Some(parsed.into_iter().map(|event| event.event_id).collect())
 }
 
 /// The state events of the room among `texts`.

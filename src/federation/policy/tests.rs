@@ -1,3 +1,5 @@
+//! Signatures of policy servers.
+
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, UInt, owned_room_id, owned_server_name,
     owned_user_id, serde::Base64, signatures::Ed25519KeyPair,
@@ -14,7 +16,7 @@ fn event(event_type: &str) -> Verified {
         room_id: Some(owned_room_id!("!room:a.test")),
         sender: owned_user_id!("@alice:a.test"),
         event_type: event_type.into(),
-        state_key: (event_type == EVENT_TYPE).then(String::new),
+        state_key: (event_type == "m.room.policy").then(String::new),
         content: CanonicalJsonObject::new(),
         origin_server_ts: MilliSecondsSinceUnixEpoch(UInt::from(1_u32)),
         depth: 1,
@@ -74,5 +76,5 @@ fn a_wrong_signature_does_not_count() {
 #[test]
 fn the_event_that_names_the_policy_server_needs_no_signature() {
     let (_, policy) = policy_server();
-    assert!(is_recommended(&policy, &event(EVENT_TYPE), &RULES));
+    assert!(is_recommended(&policy, &event("m.room.policy"), &RULES));
 }

@@ -1,3 +1,5 @@
+//! Answers to transactions.
+
 use ruma::{owned_event_id, server_name};
 
 use super::*;

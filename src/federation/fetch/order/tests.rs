@@ -1,3 +1,5 @@
+//! Orders of events.
+
 use ruma::{
     CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, UInt, owned_room_id,
     owned_server_name, owned_user_id, room_version_rules::RoomVersionRules,

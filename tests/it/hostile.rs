@@ -1,0 +1,351 @@
+//! What other servers may send to do harm, and the bounds on what it costs.
+
+use std::time::{Duration, Instant};
+
+use hearth::events::{Verified, format::MAX_PDU_BYTES};
+use ruma::OwnedEventId;
+use serde_json::{Value, json};
+
+use crate::{
+    guest::{Draft, Guest},
+    harness::{TestServer, User},
+    peer::pdu_json,
+    room_words::room_path,
+};
+
+/// The longest time that one transaction may take here, on a busy machine too.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+async fn room_of(server: &TestServer) -> (User, String) {
+    let alice = server.user("alice").await;
+    let room = alice.create_room().await;
+    (alice, room)
+}
+
+/// An ID that no event has.
+fn no_event(number: usize) -> OwnedEventId {
+    let hash = blake3::hash(&number.to_be_bytes());
+    let text: String = hash.to_hex().chars().take(43).collect();
+    format!("${text}").try_into().expect("an event ID")
+}
+
+#[tokio::test]
+async fn a_message_of_another_server_is_seen_by_ours() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let hello = guest.message("hello", &[&guest.join]);
+    let answer = guest.send("1", &[&hello]).await.ok();
+    assert_eq!(answer, json!({ "pdus": { hello.event_id.as_str(): {} } }));
+    guest.is_seen(&alice, &hello).await;
+}
+
+#[tokio::test]
+async fn a_repeated_transaction_gets_the_same_answer() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let hello = guest.message("hello", &[&guest.join]);
+    let first = guest.send("1", &[&hello]).await.ok();
+    guest.is_seen(&alice, &hello).await;
+    // What it holds does not matter any more.
+    let second = guest.send("1", &[]).await.ok();
+    assert_eq!(first, second);
+}
+
+#[tokio::test]
+async fn a_transaction_has_at_most_fifty_pdus_and_a_hundred_edus() {
+    let [server] = TestServer::federated().await;
+    let (_alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let hello = pdu_json(&guest.message("hello", &[&guest.join]));
+    let pdus: Vec<Value> = vec![hello; 51];
+    let answer = guest.send_json("1", json!(pdus)).await;
+    assert_eq!(answer.status, 400, "{}", answer.text);
+}
+
+#[tokio::test]
+async fn an_event_with_a_wrong_signature_is_refused_and_the_others_are_not() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let fine = guest.message("fine", &[&guest.join]);
+    let mut forged = pdu_json(&guest.message("forged", &[&guest.join]));
+    forged["sender"] = json!(alice.id);
+    let answer = guest
+        .send_json("1", json!([forged, pdu_json(&fine)]))
+        .await
+        .ok();
+    let outcomes = answer["pdus"].as_object().expect("an object");
+    assert_eq!(outcomes.len(), 2);
+    assert_eq!(outcomes[fine.event_id.as_str()], json!({}));
+    let refused = outcomes
+        .values()
+        .filter(|outcome| outcome["error"].is_string());
+    assert_eq!(refused.count(), 1);
+    guest.is_seen(&alice, &fine).await;
+}
+
+#[tokio::test]
+async fn an_event_may_have_65536_bytes_and_not_one_more() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let empty = guest.message("", &[&guest.join]).json.len();
+    let largest = guest.message(&"x".repeat(MAX_PDU_BYTES - empty), &[&guest.join]);
+    assert_eq!(largest.json.len(), MAX_PDU_BYTES);
+    let mut larger = pdu_json(&largest);
+    larger["content"]["body"] = json!("x".repeat(MAX_PDU_BYTES - empty + 1));
+    let answer = guest
+        .send_json("1", json!([pdu_json(&largest), larger]))
+        .await
+        .ok();
+    assert_eq!(answer, json!({ "pdus": { largest.event_id.as_str(): {} } }));
+    guest.is_seen(&alice, &largest).await;
+}
+
+#[tokio::test]
+async fn an_event_as_deep_as_can_be_does_not_keep_others_from_speaking() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let deepest = guest.event(Draft {
+        depth: (1 << 53) - 1,
+        ..Draft::message("deep", &[&guest.join])
+    });
+    guest.send("1", &[&deepest]).await.ok();
+    guest.is_seen(&alice, &deepest).await;
+    alice.say(&room, "still here").await;
+    let (ends, _) = guest.ends();
+    assert_eq!(ends.len(), 1);
+    let after = guest.event(Draft {
+        prev_events: ends,
+        ..Draft::message("after", &[])
+    });
+    guest.send("2", &[&after]).await.ok();
+    guest.is_seen(&alice, &after).await;
+}
+
+#[tokio::test]
+async fn an_event_after_twenty_that_do_not_exist_is_dropped_and_nobody_waits_for_it() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let lost = guest.event(Draft {
+        prev_events: (0..20).map(no_event).collect(),
+        ..Draft::message("lost", &[])
+    });
+    let fine = guest.message("fine", &[&guest.join]);
+    let started = Instant::now();
+    guest.send("1", &[&lost, &fine]).await.ok();
+    assert!(started.elapsed() < ANSWER_WITHIN);
+    guest.is_seen(&alice, &fine).await;
+    assert!(!guest.sees(&alice, &lost).await);
+    assert_eq!(guest.asked("get_missing_events"), 1);
+    assert_eq!(guest.asked("state_ids"), 0);
+}
+
+#[tokio::test]
+async fn missing_events_are_fetched_and_come_in_their_order() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let first = guest.message("first", &[&guest.join]);
+    let second = guest.message("second", &[&first]);
+    let third = guest.message("third", &[&second]);
+    let events = json!({ "events": [pdu_json(&second), pdu_json(&first)] });
+    guest.answer("POST", "get_missing_events", events);
+    guest.send("1", &[&third]).await.ok();
+    guest.is_seen(&alice, &third).await;
+    let page = alice
+        .get(&room_path(&room, "/messages?dir=b&limit=3"))
+        .await
+        .ok();
+    let bodies: Vec<_> = page["chunk"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|event| event["content"]["body"].as_str().unwrap_or_default())
+        .collect();
+    assert_eq!(bodies, ["third", "second", "first"]);
+    assert_eq!(guest.asked("state_ids"), 0);
+}
+
+#[tokio::test]
+async fn a_gap_that_stays_open_is_bridged_by_the_state_of_its_other_side() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let lost = guest.message("lost", &[&guest.join]);
+    let edge = guest.message("edge", &[&lost]);
+    let last = guest.message("last", &[&edge]);
+    guest.answer(
+        "POST",
+        "get_missing_events",
+        json!({ "events": [pdu_json(&edge)] }),
+    );
+    guest.answer(
+        "GET",
+        "state_ids",
+        json!({ "pdu_ids": guest.state(), "auth_chain_ids": [] }),
+    );
+    guest.answer_events(vec![pdu_json(&lost)], vec![lost.event_id.clone()]);
+    guest.send("1", &[&last]).await.ok();
+    guest.is_seen(&alice, &last).await;
+    assert!(guest.sees(&alice, &edge).await);
+    assert_eq!(guest.asked("state_ids"), 1);
+    assert!(!guest.sees(&alice, &lost).await);
+    alice.say(&room, "still here").await;
+}
+
+#[tokio::test]
+async fn auth_events_that_go_on_without_end_are_given_up() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    // Each needs the one before it; the first needs one that nobody has.
+    let mut chain: Vec<Verified> = Vec::new();
+    let mut last = no_event(0);
+    for number in 0..100 {
+        let mut auth_events = guest.auth_events.clone();
+        auth_events.pop();
+        auth_events.push(last);
+        let event = guest.event(Draft {
+            event_type: "m.room.member",
+            state_key: Some(guest.user.to_string()),
+            content: json!({ "membership": "join", "displayname": number.to_string() }),
+            auth_events: Some(auth_events),
+            ..Draft::message("", &[&guest.join])
+        });
+        last = event.event_id.clone();
+        chain.push(event);
+    }
+    let ids = chain.iter().map(|event| event.event_id.clone()).collect();
+    guest.answer_events(chain.iter().map(pdu_json).collect(), ids);
+    let mut auth_events = guest.auth_events.clone();
+    auth_events.pop();
+    auth_events.push(last);
+    let lost = guest.event(Draft {
+        auth_events: Some(auth_events),
+        ..Draft::message("lost", &[&guest.join])
+    });
+    let fine = guest.message("fine", &[&guest.join]);
+    guest.send("1", &[&lost, &fine]).await.ok();
+    guest.is_seen(&alice, &fine).await;
+    assert!(!guest.sees(&alice, &lost).await);
+    assert!(guest.asked("event") <= 40, "{}", guest.asked("event"));
+}
+
+#[tokio::test]
+async fn auth_events_of_another_room_allow_nothing() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let other = alice.create_room().await;
+    let elsewhere = Guest::join(&server, &other).await;
+    let forged = guest.event(Draft {
+        auth_events: Some(elsewhere.auth_events.clone()),
+        ..Draft::message("forged", &[&guest.join])
+    });
+    let fine = guest.message("fine", &[&guest.join]);
+    guest.send("1", &[&forged, &fine]).await.ok();
+    guest.is_seen(&alice, &fine).await;
+    assert!(!guest.sees(&alice, &forged).await);
+}
+
+#[tokio::test]
+async fn an_event_whose_auth_event_was_rejected_is_rejected() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let rejected = guest.event(Draft {
+        event_type: "m.room.power_levels",
+        state_key: Some(String::new()),
+        content: json!({ "users": {} }),
+        ..Draft::message("", &[&guest.join])
+    });
+    guest.send("1", &[&rejected]).await.ok();
+    let mut auth_events = guest.auth_events.clone();
+    auth_events.push(rejected.event_id.clone());
+    let tainted = guest.event(Draft {
+        auth_events: Some(auth_events),
+        ..Draft::message("tainted", &[&guest.join])
+    });
+    let fine = guest.message("fine", &[&guest.join]);
+    guest.send("2", &[&tainted, &fine]).await.ok();
+    guest.is_seen(&alice, &fine).await;
+    assert!(!guest.sees(&alice, &tainted).await);
+    assert!(!guest.sees(&alice, &rejected).await);
+}
+
+#[tokio::test]
+async fn a_thousand_ends_of_a_room_are_joined_again() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let started = Instant::now();
+    let ends: Vec<_> = (0..1_000)
+        .map(|number| guest.message(&number.to_string(), &[&guest.join]))
+        .collect();
+    for (number, some) in ends.chunks(50).enumerate() {
+        let some: Vec<_> = some.iter().collect();
+        guest.send(&number.to_string(), &some).await.ok();
+    }
+    guest
+        .is_seen(&alice, ends.last().expect("a thousand"))
+        .await;
+    alice.say(&room, "one of many").await;
+    assert!(started.elapsed() < Duration::from_secs(60));
+    let (left, _) = guest.ends();
+    assert!(left.len() <= 1_000 - 9, "{} ends are left", left.len());
+}
+
+#[tokio::test]
+async fn power_levels_as_large_as_an_event_can_be_are_no_burden() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let path = room_path(&room, "/state/m.room.power_levels/");
+    let mut levels = alice.get(&path).await.ok();
+    levels["users"][guest.user.as_str()] = json!(100);
+    alice.put(&path, levels.clone()).await.ok();
+    for number in 0..3_000 {
+        levels["users"][format!("@{number}:b.test")] = json!(1);
+    }
+    let (ends, depth) = guest.ends();
+    let mut auth_events = guest.auth_events.clone();
+    auth_events.remove(0);
+    auth_events.extend(ends.clone());
+    let huge = guest.event(Draft {
+        event_type: "m.room.power_levels",
+        state_key: Some(String::new()),
+        content: levels,
+        prev_events: ends,
+        auth_events: Some(auth_events),
+        depth: depth + 1,
+    });
+    assert!(huge.json.len() > MAX_PDU_BYTES / 2);
+    guest.send("1", &[&huge]).await.ok();
+    guest.is_seen(&alice, &huge).await;
+    let started = Instant::now();
+    for number in 0..20 {
+        alice.say(&room, &number.to_string()).await;
+    }
+    assert!(started.elapsed() < ANSWER_WITHIN);
+}
+
+#[tokio::test]
+async fn nonsense_in_place_of_events_is_passed_over() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let fine = guest.message("fine", &[&guest.join]);
+    let nonsense = json!([
+        null, 1, "text", [], {}, { "room_id": 1 }, { "room_id": room },
+        { "room_id": "!elsewhere:b.test", "type": "m.room.message" },
+        pdu_json(&fine),
+    ]);
+    let answer = guest.send_json("1", nonsense).await.ok();
+    assert_eq!(answer, json!({ "pdus": { fine.event_id.as_str(): {} } }));
+    guest.is_seen(&alice, &fine).await;
+}
