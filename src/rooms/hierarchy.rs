@@ -96,7 +96,7 @@ struct Child {
 
 /// What a walk finds at a step.
 enum Visited {
-    Here(RoomSummary, Vec<Child>),
+    Here(Box<RoomSummary>, Vec<Child>),
     Hidden,
     Missing,
 }
@@ -153,7 +153,7 @@ impl Rooms {
                     break;
                 }
                 let shown = children.into_iter().map(|child| child.shown).collect();
-                answer.rooms.push((summary, shown));
+                answer.rooms.push((*summary, shown));
             }
             passed += 1;
         }
@@ -197,7 +197,7 @@ impl Rooms {
             return Ok(Visited::Hidden);
         }
         let children = self.children(snapshot, &summary)?;
-        Ok(Visited::Here(summary.shown, children))
+        Ok(Visited::Here(Box::new(summary.shown), children))
     }
 
     fn visit_remote(
@@ -211,7 +211,7 @@ impl Rooms {
         }
         let mut children: Vec<_> = told.children.iter().filter_map(child).collect();
         sort(&mut children);
-        Ok(Visited::Here(told.summary.clone(), children))
+        Ok(Visited::Here(Box::new(told.summary.clone()), children))
     }
 
     /// Whether a user may see the summary of a room that another server tells of: who may join or knock, who is invited, or

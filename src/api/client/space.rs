@@ -93,7 +93,7 @@ async fn get_summary(
     let (rooms, wanted) = (server.rooms.clone(), room_id.clone());
     let read = move |snapshot: &Snapshot| local_summary(&rooms, snapshot, &wanted, user);
     let summary = match server.store.read(read).await? {
-        Local::Shown(summary) => summary,
+        Local::Shown(summary) => *summary,
         Local::Hidden => return Err(no_summary()),
         // Without an account nobody makes us ask other servers.
         Local::Unknown if user.is_none() => return Err(no_summary()),
@@ -128,7 +128,7 @@ fn no_summary() -> Error {
 
 /// What this server itself knows of a room.
 enum Local {
-    Shown(RoomSummary),
+    Shown(Box<RoomSummary>),
     Hidden,
     /// It is not here, or was when a user of this server was in it last.
     Unknown,
@@ -151,7 +151,7 @@ fn local_summary(
     }
     let summary = rooms.summary(snapshot, room)?;
     Ok(match rooms.may_see_summary(snapshot, &summary, user)? {
-        true => Local::Shown(summary.shown),
+        true => Local::Shown(Box::new(summary.shown)),
         false => Local::Hidden,
     })
 }

@@ -10,6 +10,7 @@ use ruma::{
         get_event, get_event_by_timestamp, get_missing_events, get_room_state, get_room_state_ids,
     },
 };
+use tokio::sync::Semaphore;
 
 use super::{read_room, write_list, write_transaction};
 use crate::{
@@ -27,6 +28,9 @@ use crate::{
 
 /// Events of one answer to `get_missing_events`.
 const MAX_MISSING: usize = 100;
+/// Answers with whole states that are made at the same time. Each may take a hundred megabytes.
+const MAX_STATES: usize = 2;
+static STATES: Semaphore = Semaphore::const_new(MAX_STATES);
 /// Event IDs that such a request may name.
 const MAX_NAMED: usize = 200;
 
@@ -71,6 +75,7 @@ async fn get_room_state(
     request: get_room_state::v1::Request,
 ) -> Result<RawJson, Error> {
     let event_id = request.event_id;
+    let _permit = STATES.acquire().await.map_err(Error::internal)?;
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
         let served = rooms.state_before(snapshot, room, &event_id)?;
         let mut json = b"{\"auth_chain\":[".to_vec();

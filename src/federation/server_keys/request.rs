@@ -58,7 +58,7 @@ impl ServerKeys {
             None => {
                 let keys = BTreeMap::from([(key_id.to_owned(), now_ms)]);
                 let wanted = Wanted::from([(origin.clone(), keys)]);
-                self.gather(wanted, Reason::Caller).await;
+                Box::pin(self.gather(wanted, Reason::Caller)).await;
                 let key = self.key_in_use(origin, key_id, now_ms).await;
                 key.ok_or_else(|| RequestError::UnknownKey(key_id.to_owned()))?
             }

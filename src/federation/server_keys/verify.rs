@@ -42,7 +42,8 @@ impl ServerKeys {
             true => (wanted(&events, rules), events),
             false => on_blocking_pool(move || (wanted(&events, rules), events)).await,
         };
-        let keys = Arc::new(self.gather(wanted, Reason::Events).await);
+        // On the heap: whoever receives events has enough on its stack.
+        let keys = Arc::new(Box::pin(self.gather(wanted, Reason::Events)).await);
         if is_few {
             return verify_chunk(rules, &keys, events);
         }
