@@ -280,7 +280,12 @@ fn gather(
     }
     let redacted = match &new.redacts {
         Some(event_id) if new.event_type == TimelineEventType::RoomRedaction => {
-            Some(find(head, source, event_id)?.ok_or(Error::NotFound)?)
+            let target = find(head, source, event_id)?;
+            // Other servers may have what never came here: whoever may redact anything may redact that.
+            if target.is_none() && !levels(head, &auth)?.may_redact_others(&new.sender) {
+                return Err(Error::NotFound);
+            }
+            target
         }
         _ => None,
     };
@@ -305,6 +310,17 @@ fn redaction(
     auth: &[AuthEvent],
     target: &StoredEvent,
 ) -> Result<Option<Redacted>, Error> {
+    redact::check(&new.sender, &levels(head, auth)?, target)?;
+    if target.meta.has(flag::REDACTED) {
+        return Ok(None);
+    }
+    let mut redacted = redact::redacted(target, head.rules)?;
+    redacted.thread = ThreadChange::without(source, target)?;
+    Ok(Some(redacted))
+}
+
+/// The power levels among the events that authorize another.
+fn levels(head: &Head, auth: &[AuthEvent]) -> Result<PowerLevels, Error> {
     let found = |event_type: &StateEventType| {
         let known = auth
             .iter()
@@ -313,14 +329,7 @@ fn redaction(
     };
     let create = found(&StateEventType::RoomCreate).ok_or(Error::NotFound)?;
     let levels = found(&StateEventType::RoomPowerLevels);
-    let levels = PowerLevels::new(&head.rules.authorization, levels, create);
-    redact::check(&new.sender, &levels, target)?;
-    if target.meta.has(flag::REDACTED) {
-        return Ok(None);
-    }
-    let mut redacted = redact::redacted(target, head.rules)?;
-    redacted.thread = ThreadChange::without(source, target)?;
-    Ok(Some(redacted))
+    Ok(PowerLevels::new(&head.rules.authorization, levels, create))
 }
 
 /// The keys of the state that authorizes an event.
