@@ -314,6 +314,31 @@ impl Ephemeral {
         self.inner.pending.notify_one();
     }
 
+    /// What other servers are told of those of `users` who are of this server and not offline; nothing if they are told
+    /// nothing at all.
+    pub fn local_presence(&self, users: &[UserNumber]) -> Vec<LocalPresence> {
+        if !self.tells_presence() {
+            return Vec::new();
+        }
+        let now = self.inner.clock.now_ms();
+        let mut all = self.inner.presence.lock();
+        let mut found = Vec::new();
+        for user in users {
+            let entry = all.entries.get_mut(user);
+            let is_shown =
+                |entry: &&mut Entry| entry.remote.is_none() && entry.presence != Presence::Offline;
+            if let Some(entry) = entry.filter(is_shown) {
+                found.push(entry.tell_out(*user, now));
+            }
+        }
+        found
+    }
+
+    /// Whether other servers are told of the presence of users of this one.
+    pub fn tells_presence(&self) -> bool {
+        self.inner.config.enabled && self.inner.config.federate_out
+    }
+
     /// Whether presence of other servers' users is taken.
     pub fn takes_presence(&self) -> bool {
         self.inner.config.enabled && self.inner.config.federate_in

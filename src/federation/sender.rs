@@ -26,6 +26,7 @@ use std::{
     time::Duration,
 };
 
+use ruma::{UserId, events::room::member::MembershipState};
 use tokio::sync::Notify;
 
 pub use self::status::{DestinationState, DestinationStatus};
@@ -43,7 +44,7 @@ use crate::{
     ephemeral::{
         LOG_RECEIPT, LocalChanges, LocalPresence, ReceiptKind, ReceiptPlace, RemoteReceipt,
     },
-    rooms::{Class, RoomNumber, Rooms, ServerNumber},
+    rooms::{Class, RoomNumber, Rooms, ServerNumber, StoredEvent, TypeNumber, membership_of},
     storage::{Batch, LogEntry, LogPage, Position, Snapshot, Store, Topic},
     tasks::{Stage, Stop, Tasks},
     telemetry::Metrics,
@@ -57,6 +58,8 @@ const PAUSE: Duration = Duration::from_secs(60);
 const SAVE_AFTER_MS: u64 = 1_000;
 /// The cursor is written when it is so many positions old, though nothing was sent.
 const MAX_UNSAVED: u64 = 10_000;
+/// Members of a room who are looked at for presence when somebody joins.
+const MAX_TOLD: usize = 500;
 /// Presence goes out so often.
 const PRESENCE_EVERY_MS: u64 = 5_000;
 
@@ -104,6 +107,8 @@ struct Round {
 struct Dealt {
     events: Vec<(ServerNumber, Queued)>,
     receipts: Vec<(ServerNumber, Arc<Receipt>)>,
+    /// Presence of those whom a server has come to share a room with.
+    presence: Vec<(ServerNumber, Arc<LocalPresence>)>,
     /// Receipts of other servers whose events have come.
     placed: Vec<(RoomNumber, RemoteReceipt)>,
 }
@@ -242,6 +247,9 @@ impl Federation {
             for (server, receipt) in dealt.receipts {
                 destinations.push_volatile(server, |volatile| volatile.receipt(&receipt));
             }
+            for (server, presence) in dealt.presence {
+                destinations.push_volatile(server, |volatile| volatile.presence(&presence));
+            }
             destinations.distributed_to(page.upto);
         }
         for (room, receipt) in dealt.placed {
@@ -278,6 +286,7 @@ impl Federation {
                 };
                 let waiting = self.inner.sender.receipts.take(event.event_id());
                 dealt.placed.extend(waiting);
+                self.deal_presence(snapshot, room, &event, &mut dealt)?;
                 let Some(targets) = self.targets(snapshot, room, &event)? else {
                     continue;
                 };
@@ -295,6 +304,47 @@ impl Federation {
             }
         }
         Ok(dealt)
+    }
+
+    /// When a room gets a member, the servers of the others learn who is online.
+    fn deal_presence(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        event: &StoredEvent,
+        to: &mut Dealt,
+    ) -> Result<(), Error> {
+        let inner = &self.inner;
+        if event.meta.event_type != TypeNumber::MEMBER || !inner.ephemeral.tells_presence() {
+            return Ok(());
+        }
+        let Some(Ok(user)) = event.pdu.state_key.as_deref().map(<&UserId>::try_from) else {
+            return Ok(());
+        };
+        let before = (room, event.meta.root_before);
+        let was_joined =
+            inner.rooms.membership_at(snapshot, before, user)? == MembershipState::Join;
+        if was_joined || membership_of(event) != MembershipState::Join {
+            return Ok(());
+        }
+        let (users, servers) = if inner.accounts.is_local(user) {
+            let number = inner.accounts.user_number(snapshot, user)?;
+            let servers = self.servers_now(snapshot, room)?;
+            (number.into_iter().collect(), servers)
+        } else {
+            let members = inner.rooms.members(snapshot, room, Class::Join, MAX_TOLD)?;
+            let members: Vec<UserNumber> = members.into_iter().map(|(user, ..)| user).collect();
+            let server = inner.rooms.server_number(user.server_name());
+            let is_allowed = self.is_allowed(user.server_name());
+            (members, is_allowed.then_some(server).into_iter().collect())
+        };
+        for presence in inner.ephemeral.local_presence(&users) {
+            let presence = Arc::new(presence);
+            let servers = servers.iter();
+            to.presence
+                .extend(servers.map(|server| (*server, Arc::clone(&presence))));
+        }
+        Ok(())
     }
 
     fn deal_receipt(

@@ -70,7 +70,7 @@ async fn typing_is_believed_of_own_users_in_the_room_only() {
     world.hear(two(), "m.typing", typing(alice(), true)).await;
     assert_eq!(world.typing(), [bob()]);
     world.hear(two(), "m.typing", typing(bob(), false)).await;
-    assert_eq!(world.typing(), [alice(); 0]);
+    assert!(world.typing().is_empty());
 
     world.set(&bob(), MembershipState::Leave).await;
     world.hear(two(), "m.typing", typing(bob(), true)).await;
@@ -83,7 +83,7 @@ async fn typing_is_believed_of_own_users_in_the_room_only() {
     }
     let none = Raw::from_json(to_raw_value(&json!(7)).unwrap());
     world.federation.receive_edu(two(), none).await;
-    assert_eq!(world.typing(), [alice(); 0]);
+    assert!(world.typing().is_empty());
 }
 
 #[tokio::test]

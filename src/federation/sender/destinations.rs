@@ -68,6 +68,19 @@ pub(super) struct Behind {
     pub(super) since_ms: u64,
 }
 
+impl Behind {
+    /// Who misses both. What was on its way when a destination fell behind lies before what it is behind by.
+    fn earlier(this: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (this, other) {
+            (Some(this), Some(other)) => Some(Self {
+                after: this.after.min(other.after),
+                ..this
+            }),
+            (this, other) => this.or(other),
+        }
+    }
+}
+
 /// What is stored of a destination that has not got everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DestinationRow {
@@ -155,9 +168,7 @@ impl Destination {
     /// What a restart has to know.
     fn row(&self, now_ms: u64) -> Option<DestinationRow> {
         let queued = self.queue.front();
-        let behind = self
-            .behind
-            .or_else(|| queued.map(|first| first.missing_since(now_ms)));
+        let behind = Behind::earlier(self.behind, queued.map(|first| first.missing_since(now_ms)));
         (behind.is_some() || self.failure.is_some()).then_some(DestinationRow {
             behind,
             failure: self.failure,
@@ -549,9 +560,8 @@ impl Destinations {
         destination.volatile = None;
         let dropped = std::mem::take(&mut destination.queue);
         self.queued -= dropped.len();
-        if let (None, Some(first)) = (destination.behind, dropped.front()) {
-            destination.behind = Some(first.missing_since(now_ms));
-        }
+        let first = dropped.front().map(|first| first.missing_since(now_ms));
+        destination.behind = Behind::earlier(destination.behind, first);
         destination.walking = None;
         destination.is_changed = true;
         self.is_changed = true;

@@ -498,6 +498,31 @@ async fn typing_receipts_and_presence_go_out_to_the_servers_of_the_room() {
 }
 
 #[tokio::test]
+async fn who_comes_to_share_a_room_learns_who_is_online() {
+    let world = World::new().await;
+    let alice = world.who(alice()).await;
+    let state = ruma::presence::PresenceState::Online;
+    world.ephemeral.set_presence(&alice, &state, None).unwrap();
+    world.ephemeral.tell_presence().await.unwrap();
+    world.quiet().await;
+    world.later(5).await;
+    let before = world.others.edus_of(two()).len();
+    let dave = user_id!("@dave:four.example");
+    world
+        .rooms
+        .join(dave, &world.room, Extra::new())
+        .await
+        .unwrap();
+    world.quiet().await;
+    let edus = world.others.edus_of(dave.server_name());
+    assert_eq!(edus.len(), 1);
+    let push = edus[0]["content"]["push"].as_array().unwrap();
+    assert_eq!(push.len(), 1);
+    assert_eq!(push[0]["user_id"], alice.id.as_str());
+    assert_eq!(world.others.edus_of(two()).len(), before, "the others know");
+}
+
+#[tokio::test]
 async fn queued_edus_wait_until_the_server_has_them() {
     let world = World::new().await;
     world.others.leave(two());

@@ -199,6 +199,20 @@ fn a_slow_server_falls_behind_and_the_others_do_not() {
 }
 
 #[test]
+fn what_was_on_its_way_when_a_server_fell_behind_is_not_lost() {
+    let mut all = begin();
+    push(&mut all, ONE, 1..=100);
+    starts(&mut all, 0, &[ONE]);
+    send(&mut all, ONE);
+    push(&mut all, ONE, 101..=1_200);
+    let row = all.changes(0).put[0].1;
+    assert_eq!(row.behind.unwrap().after.0, 0);
+    fail(&mut all, ONE, 0);
+    starts(&mut all, 1_000, &[ONE]);
+    assert_eq!(walk(&mut all, ONE), (0, 1_200));
+}
+
+#[test]
 fn an_overflow_during_a_walk_makes_another_walk() {
     let mut all = begin();
     push(&mut all, ONE, 1..=1);

@@ -1,10 +1,7 @@
 //! The bytes of rows, so that a change of them is seen.
 
 use super::*;
-use crate::{
-    federation::sender::destinations::{Behind, Failure},
-    storage::Record as _,
-};
+use crate::federation::sender::destinations::{Behind, Failure};
 
 #[track_caller]
 fn check<R: storage::Record + PartialEq + std::fmt::Debug>(record: &R, expected: &str) {
