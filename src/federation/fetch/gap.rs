@@ -70,7 +70,8 @@ impl Session<'_> {
         self.published().await?;
         if !self.missing_prevs(&event).await?.is_empty() {
             let between = in_order(self.events_before(&event).await?);
-            if between.is_empty() {
+            // What was missing may have come in another way meanwhile.
+            if between.is_empty() && !self.missing_prevs(&event).await?.is_empty() {
                 return Ok(false);
             }
             for earlier in between {
