@@ -148,6 +148,8 @@ struct Inner {
     engine: Arc<Engine>,
     readers: Semaphore,
     committer: Mutex<Option<JoinHandle<()>>>,
+    /// The committer of a store without a thread.
+    stepped: Option<Mutex<Committer>>,
     earlier: Vec<Position>,
     database_key: [u8; 32],
     was_clean: bool,
@@ -206,7 +208,67 @@ impl Store {
         )
     }
 
+    /// A store in memory that does nothing beside its caller, for simulations, which shall not depend on when threads run:
+    /// reading happens where it is asked for, and what is submitted waits for [`Store::step`].
+    pub fn stepped(clock: Clock) -> Self {
+        let engine = Engine::Memory(memory::Memory::default());
+        Self::start_stepped(engine, clock).expect("an empty database in memory can be read")
+    }
+
+    fn start_stepped(engine: Engine, clock: Clock) -> Result<Self> {
+        let (mut inner, committer) = Self::prepare(engine, Writer::Same, Setup::new(clock, false))?;
+        inner.stepped = Some(Mutex::new(committer));
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Commits what is queued in a store without a thread. False if there was nothing.
+    pub fn step(&self) -> bool {
+        let stepped = self.inner.stepped.as_ref();
+        stepped.is_some_and(|committer| {
+            let mut committer = committer.lock().unwrap_or_else(PoisonError::into_inner);
+            committer.step()
+        })
+    }
+
+    /// Ends a store without a thread as a kill of its process does, and answers what the next process finds. What is
+    /// queued is lost; nothing can be written here any more.
+    ///
+    /// # Errors
+    /// The store has a thread, or files.
+    pub fn kill(&self) -> Result<Self> {
+        let Engine::Memory(engine) = &*self.inner.engine else {
+            return Err(Error::Open("it has files".to_owned()));
+        };
+        if self.inner.stepped.is_none() {
+            return Err(Error::Open("it has a thread".to_owned()));
+        }
+        self.inner.shared.queue.close();
+        self.inner.shared.queue.clear();
+        Self::start_stepped(
+            Engine::Memory(engine.same()),
+            self.inner.shared.clock.clone(),
+        )
+    }
+
     fn start(engine: Engine, writer: Writer, setup: Setup) -> Result<Self> {
+        let (inner, committer) = Self::prepare(engine, writer, setup)?;
+        let thread = std::thread::Builder::new()
+            .name("committer".to_owned())
+            .spawn(move || committer.run());
+        let thread =
+            thread.map_err(|error| Error::Open(format!("no thread for the committer: {error}")))?;
+        *inner
+            .committer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    fn prepare(engine: Engine, writer: Writer, setup: Setup) -> Result<(Inner, Committer)> {
         let Setup {
             clock,
             is_relaxed,
@@ -238,23 +300,17 @@ impl Store {
             is_relaxed,
             sync_at: None,
         };
-        let thread = std::thread::Builder::new()
-            .name("committer".to_owned())
-            .spawn(move || committer.run());
-        let thread =
-            thread.map_err(|error| Error::Open(format!("no thread for the committer: {error}")))?;
         let inner = Inner {
             shared,
             engine,
             readers: Semaphore::new(READERS),
-            committer: Mutex::new(Some(thread)),
+            committer: Mutex::default(),
+            stepped: None,
             earlier: facts.earlier,
             database_key: facts.database_key,
             was_clean: facts.was_clean,
         };
-        Ok(Self {
-            inner: Arc::new(inner),
-        })
+        Ok((inner, committer))
     }
 
     /// A consistent view of everything published so far. Blocking calls: use inside [`Store::read`].
@@ -275,6 +331,9 @@ impl Store {
         T: Send + 'static,
         E: From<Error> + Send + 'static,
     {
+        if self.inner.stepped.is_some() {
+            return closure(&self.snapshot()?);
+        }
         let _permit = self
             .inner
             .readers

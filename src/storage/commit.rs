@@ -144,6 +144,11 @@ impl Queue {
         self.room.notify_waiters();
     }
 
+    /// Drops what is queued.
+    pub(super) fn clear(&self) {
+        self.lock().batches.clear();
+    }
+
     pub(super) async fn has_room(&self) {
         loop {
             let room = self.room.notified();
@@ -273,13 +278,29 @@ impl Committer {
         }
     }
 
+    /// Commits what is queued, here and now. False if there was nothing.
+    pub(super) fn step(&mut self) -> bool {
+        let now = self.timer.instant();
+        let mut has_committed = false;
+        while let Next::Group(group) = self.shared.queue.next(Some(now), || now) {
+            has_committed = true;
+            let bytes = group.iter().map(|queued| queued.bytes).sum();
+            if let Err(error) = self.commit(group) {
+                self.fail(&error);
+                break;
+            }
+            self.shared.queue.settle(bytes);
+        }
+        has_committed
+    }
+
     /// What was acknowledged cannot be known any more: the process ends.
     fn fail(&self, error: &Error) {
         tracing::error!(%error, "the database cannot be written; ending the process");
         self.shared.queue.close();
         (self.shared.on_failure)(error);
         // Only tests get here.
-        self.shared.queue.lock().batches.clear();
+        self.shared.queue.clear();
     }
 
     fn sync(&mut self) -> Result<()> {

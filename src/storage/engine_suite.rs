@@ -951,6 +951,35 @@ async fn batches_that_belong_together_are_one_write() {
     }
 }
 
+#[tokio::test]
+async fn a_store_without_a_thread_commits_when_told_and_loses_what_waits_when_killed() {
+    let put = |store: &Store, number| {
+        let mut batch = Batch::new();
+        batch.put(&NEIGHBOR, &(number,), &1);
+        store.submit(batch)
+    };
+    let has = |store: &Store, number| {
+        let snapshot = store.snapshot().unwrap();
+        snapshot.get(&NEIGHBOR, &(number,)).unwrap().is_some()
+    };
+    let store = Store::stepped(Clock::manual(0));
+    let commit = put(&store, 1);
+    assert!(!has(&store, 1));
+    assert!(store.step());
+    assert!(!store.step());
+    let position = commit.await.unwrap();
+    assert!(has(&store, 1));
+
+    let lost = put(&store, 2);
+    let next = store.kill().unwrap();
+    assert!(matches!(lost.await, Err(Error::Closed)));
+    assert!(matches!(put(&store, 3).await, Err(Error::Closed)));
+    assert!(has(&next, 1) && !has(&next, 2) && !next.was_clean());
+    let commit = put(&next, 4);
+    assert!(next.step());
+    assert!(commit.await.unwrap() > position);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_fails_after_a_commit_ends_everything() {
     let failures = Arc::new(Mutex::new(Vec::new()));

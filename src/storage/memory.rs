@@ -51,6 +51,13 @@ pub(super) struct Scan<'a> {
 }
 
 impl Memory {
+    /// The same trees once more.
+    pub(super) fn same(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
     pub(super) fn write(&self, batches: &mut dyn Iterator<Item = &Batch>) {
         let mut state = self
             .shared
