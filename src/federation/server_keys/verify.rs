@@ -10,6 +10,7 @@ use ruma::{
     serde::Base64,
     signatures::{PublicKeyMap, PublicKeySet},
 };
+use tokio::runtime::{Handle, RuntimeFlavor};
 
 use super::{Reason, ServerKeys, Wanted, known::KnownKeys};
 use crate::events::{
@@ -57,10 +58,14 @@ impl ServerKeys {
     }
 }
 
-/// Runs `work` where it may take long.
+/// Runs `work` where it may take long. On a runtime with one thread, which is a test's, that is right here: a simulation shall
+/// not depend on when threads run.
 pub(in crate::federation) async fn on_blocking_pool<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> T {
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return work();
+    }
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(failed) => match failed.try_into_panic() {
