@@ -232,7 +232,7 @@ async fn answer(request: reqwest::RequestBuilder) -> Answer {
     }
 }
 
-fn config(settings: &[&str]) -> Config {
+pub fn config(settings: &[&str]) -> Config {
     let listener = "listeners=[{ bind = \"127.0.0.1:0\", resources = [\"client\", \"web\", \"health\", \"metrics\"] }]";
     let mut overrides = vec!["server.name=hearth.test".to_owned(), listener.to_owned()];
     // Passwords that cost nothing, and anybody may register.

@@ -39,6 +39,7 @@ mod resolution;
 mod room_words;
 mod rooms;
 mod setup;
+mod simulation;
 mod sync;
 mod sync_memberships;
 mod sync_words;
