@@ -3,7 +3,7 @@
 //! As long as the graph of a room does not fork, the current state is that after the last event. Where it is another (two
 //! branches resolve to something that neither has) a row says so, and holds until the next event that is shown.
 
-use super::{Error, RoomNumber, Rooms, head::HeadRow};
+use super::{Error, RoomNumber, Rooms, head::HeadRow, timeline};
 use crate::{
     events::RootNumber,
     storage::{Batch, Family, Order, Position, PositionAt, Snapshot, Table},
@@ -33,22 +33,20 @@ impl Rooms {
         if self.is_latest(snapshot, room, position) {
             return Ok(Some(head.root));
         }
-        let index = self.index_at(snapshot, room, position)?;
-        let last = match index {
+        let last = match self.index_at(snapshot, room, position)? {
             i64::MIN => None,
-            _ => {
-                let above = index.saturating_add(1);
-                self.timeline(snapshot, room, above, Order::Backward, 1)?
-                    .pop()
-            }
+            index => timeline::live_at_or_below(snapshot, room, index)?,
         };
-        let since = last
-            .as_ref()
-            .map_or(Position::default(), |last| last.position);
+        let last = match last {
+            Some(row) => self.event(snapshot, room, row.event)?,
+            None => None,
+        };
+        let since = last.as_ref().map(|last| last.meta.position);
+        let since = since.unwrap_or_default();
         let noted = self.noted(snapshot, (room, &head), position)?;
         match noted.filter(|(noted_at, _)| *noted_at >= since) {
             Some((_, root)) => Ok(Some(root)),
-            None => Ok(last.map(|last| last.event.meta.root_after)),
+            None => Ok(last.map(|last| last.meta.root_after)),
         }
     }
 

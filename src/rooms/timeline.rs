@@ -105,6 +105,22 @@ pub(super) fn rows_backward(
     rows.map(|row| Ok(row.map(|((_, Index(index)), row)| (index, row))?))
 }
 
+/// The newest row up to an index that is no history.
+pub(super) fn live_at_or_below(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    index: i64,
+) -> Result<Option<TimelineRow>, Error> {
+    let range = TIMELINE.range(&(room,), &(room, Index(index.saturating_add(1))));
+    for row in snapshot.scan(range, Order::Backward) {
+        let (_, row) = row?;
+        if row.position != Position::default() {
+            return Ok(Some(row));
+        }
+    }
+    Ok(None)
+}
+
 /// The newest rows of a timeline, oldest first, as far as they came since the start of the process: what nearly all readers
 /// ask for, without a look at the store.
 #[derive(Clone, Debug, Default)]

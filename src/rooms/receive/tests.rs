@@ -424,6 +424,7 @@ async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
         sent.push(first.send(message(&first.user, body)).await.unwrap());
     }
     let last = first.send(message(&first.user, "6")).await.unwrap();
+    let then = (new.rooms.store.position(), new.root());
     let before: Vec<_> = first.state_ids(first.root()).into_iter().collect();
     let mut writer = new.rooms.write(new.room()).await.unwrap();
     let received = writer
@@ -478,6 +479,18 @@ async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
         writer.receive_history(&gap, page.collect()).await.unwrap();
     }
 
+    let snapshot = new.rooms.store.snapshot().unwrap();
+    let root = new.rooms.root_at(&snapshot, new.room(), then.0).unwrap();
+    assert_eq!(root, Some(then.1), "history is not what was current");
+    let since = new
+        .rooms
+        .timeline_since(&snapshot, new.room(), then.0, i64::MAX, 10);
+    let (since, has_more) = since.unwrap();
+    assert_eq!(
+        (since.len(), has_more),
+        (1, true),
+        "there is more than what is live"
+    );
     assert_eq!(new.bodies(), ["1", "2", "3", "4", "5", "6"]);
     new.check();
     let theirs = new.graph();
