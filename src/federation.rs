@@ -28,8 +28,10 @@ mod third_party;
 use std::{sync::Arc, time::Duration};
 
 use ruma::{OwnedRoomId, OwnedServerName, ServerName, api::error::ErrorKind};
+use tokio::sync::Semaphore;
 
 use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox};
+
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
@@ -161,6 +163,7 @@ struct Inner {
     sender: sender::Sender,
     /// One remote join of a room at a time.
     joins: Locks<OwnedRoomId>,
+    joining: Semaphore,
     /// The turns of servers that send transactions.
     origins: Locks<OwnedServerName>,
     inbox: Inbox,
@@ -212,6 +215,7 @@ impl Federation {
                 answers: query::Answers::default(),
                 sender,
                 joins: Locks::new(),
+                joining: Semaphore::new(join::MAX_JOINING),
                 origins: Locks::new(),
                 inbox,
                 fetching,

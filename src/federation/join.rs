@@ -33,6 +33,8 @@ use crate::{
 const SEND_JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 /// The largest answer to `send_join`: several times that of the largest rooms there are.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
+/// Answers to `send_join` that are received and checked at the same time.
+pub(super) const MAX_JOINING: usize = 8;
 /// How long `make_join` may take: servers that are gone must not hold up those that are there.
 pub(super) const MAKE_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -58,9 +60,9 @@ impl Federation {
             return Ok(());
         }
         let candidates = self.join_candidates(user, &room_id, via).await?;
-        let joined = self
-            .join_through_any(user, &room_id, candidates, extra.clone())
-            .await;
+        // Boxed, as it holds what becomes of several servers' answers.
+        let through = self.join_through_any(user, &room_id, candidates, extra.clone());
+        let joined = Box::pin(through).await;
         match joined {
             Err(error)
                 if error.may_try_another()
@@ -189,6 +191,8 @@ impl Federation {
         let version = made.room_version.unwrap_or(ruma::RoomVersionId::V1);
         let rules = rules_of(&version)?;
         let join = self.sign_draft(server, draft, &made.event, rules)?;
+        // An answer may be large: only some are in memory at the same time.
+        let _permit = self.inner.joining.acquire().await;
         let body = self.send_join(server, draft.room_id, &join).await?;
         let expected = answer::Expected {
             server: server.clone(),

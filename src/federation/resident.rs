@@ -110,9 +110,8 @@ impl Federation {
         omit: Omit,
     ) -> Result<Joined, MembershipError> {
         let room = self.resident_for(asked).await?;
-        let (rules, mut given) = self
-            .own_event(asked, room, (event_id, event), MembershipState::Join)
-            .await?;
+        let (rules, mut given) =
+            self.own_event(asked, room, (event_id, event), MembershipState::Join)?;
         self.require_permit(room, &given).await?;
         self.inner
             .signer
@@ -144,9 +143,8 @@ impl Federation {
         (event_id, event): (&EventId, &RawValue),
     ) -> Result<(), MembershipError> {
         let room = self.resident_for(asked).await?;
-        let (rules, given) = self
-            .own_event(asked, room, (event_id, event), MembershipState::Leave)
-            .await?;
+        let (rules, given) =
+            self.own_event(asked, room, (event_id, event), MembershipState::Leave)?;
         self.take_vouched(room, given, rules).await?;
         Ok(())
     }
@@ -161,9 +159,8 @@ impl Federation {
         (event_id, event): (&EventId, &RawValue),
     ) -> Result<Vec<Box<RawValue>>, MembershipError> {
         let room = self.resident_for(asked).await?;
-        let (rules, given) = self
-            .own_event(asked, room, (event_id, event), MembershipState::Knock)
-            .await?;
+        let (rules, given) =
+            self.own_event(asked, room, (event_id, event), MembershipState::Knock)?;
         let user = given.sender.clone();
         self.take_vouched(room, given, rules).await?;
         let mut writer = self.inner.rooms.write(room).await?;
@@ -200,7 +197,7 @@ impl Federation {
     }
 
     /// An event of the asking server's user about itself.
-    async fn own_event(
+    fn own_event(
         &self,
         asked: Asked<'_>,
         room: RoomNumber,

@@ -93,7 +93,7 @@ async fn send_join(
         .take_join(asked, (&request.event_id, &request.pdu), omit)
         .await
         .map_err(refused)?;
-    Ok(RawJson(answer(&server, joined)?.into()))
+    Ok(RawJson(answer(&server, &joined)?.into()))
 }
 
 /// Spec: s2s, "PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}".
@@ -111,10 +111,10 @@ async fn send_join_v1(
         .take_join(asked, (&request.event_id, &request.pdu), Omit::Nothing)
         .await
         .map_err(refused)?;
-    Ok(v1::pair(&answer(&server, joined)?))
+    Ok(v1::pair(&answer(&server, &joined)?))
 }
 
-fn answer(server: &Server, joined: Joined) -> Result<Vec<u8>, Error> {
+fn answer(server: &Server, joined: &Joined) -> Result<Vec<u8>, Error> {
     let own = serde_json::to_string(server.rooms.own_name()).map_err(Error::internal)?;
     let servers = serde_json::to_string(&joined.servers).map_err(Error::internal)?;
     let omitted = if joined.members_omitted {
