@@ -21,7 +21,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["units", "telemetry", "outbound", "storage", "accounts", "rooms", "ephemeral", "sync", "federation"]),
     ("server", &["clock", "telemetry", "tasks", "outbound", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "federation", "config"]),
     ("admin", &["clock", "telemetry", "tasks", "storage", "accounts", "rooms", "federation", "config", "server"]),
-    ("api", &["clock", "units", "telemetry", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "federation", "config", "server", "admin"]),
+    ("api", &["clock", "units", "telemetry", "tasks", "storage", "events", "accounts", "rooms", "ephemeral", "push", "sync", "federation", "config", "server", "admin"]),
     ("run", &["clock", "telemetry", "accounts", "tasks", "storage", "federation", "config", "server", "admin", "api"]),
     ("cli", &["clock", "units", "telemetry", "accounts", "config", "server", "admin", "run"]),
 ];
