@@ -235,8 +235,11 @@ impl Session<'_> {
             if state.is_none() && edge == Edge::Open {
                 let missing = self.missing_prevs(&event).await?;
                 if !missing.is_empty() {
-                    state = Some(self.state_for(&event, &missing).await?);
-                    continue;
+                    state = self.state_for(&event, &missing).await?;
+                    match state {
+                        Some(_) => continue,
+                        None => return Ok(false),
+                    }
                 }
             }
             if missing_auth.is_empty() || !self.fetch_auth(&event, &missing_auth).await? {

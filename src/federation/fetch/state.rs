@@ -21,19 +21,18 @@ impl Session<'_> {
     /// The state before `event`, which follows events that are missing, as far as they make it.
     ///
     /// A server is asked for the state at the missing event itself; where that cannot be had, or there are several, for the
-    /// state before `event`.
+    /// state before `event`. `None` if nobody tells: to place the event after an empty state would reject it for good.
     pub(super) async fn state_for(
         &mut self,
         event: &Verified,
         missing: &[OwnedEventId],
-    ) -> Result<Vec<OwnedEventId>, Error> {
+    ) -> Result<Option<Vec<OwnedEventId>>, Error> {
         if let [prev] = missing
             && let Some(state) = self.state_after(prev).await?
         {
-            return Ok(state);
+            return Ok(Some(state));
         }
-        let before = self.state_before(&event.event_id).await?;
-        Ok(before.unwrap_or_default())
+        self.state_before(&event.event_id).await
     }
 
     /// The state after an event that is not here, which is fetched too. What is told of the state and cannot be had is
