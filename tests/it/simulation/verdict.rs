@@ -113,8 +113,7 @@ impl World {
     /// How two servers in a room differ; `only_extremities`: in what comes last.
     fn disagreement(&self, only_extremities: bool) -> Option<String> {
         for (index, room) in self.town.rooms.iter().enumerate() {
-            let inside = (0..self.slots.len()).filter(|server| self.is_in(index, *server));
-            let mut views = inside.map(|server| (server, self.view(room, server)));
+            let mut views = self.views(index).into_iter();
             let Some((first, expected)) = views.next() else {
                 continue;
             };
@@ -136,6 +135,27 @@ impl World {
             }
         }
         None
+    }
+
+    /// What the servers in a room take it to be. Who alone believes to be in it is left out: what it was to learn before it
+    /// was put out of the room it could not get in time, and afterwards nobody tells it anything.
+    fn views(&self, index: usize) -> Vec<(usize, View)> {
+        let room = &self.town.rooms[index];
+        let inside = (0..self.slots.len()).filter(|server| self.is_in(index, *server));
+        let views: Vec<_> = inside
+            .map(|server| (server, self.view(room, server)))
+            .collect();
+        let is_seen = |server: usize| {
+            let suffix = format!(":{}", self.slots[server].name);
+            let mut others = views.iter().filter(|(other, _)| *other != server);
+            let sees = |view: &View| view.joined.iter().any(|user| user.ends_with(&suffix));
+            views.len() == 1 || others.any(|(_, view)| sees(view))
+        };
+        let inside = views.iter().map(|(server, _)| *server);
+        let seen: BTreeSet<_> = inside.filter(|server| is_seen(*server)).collect();
+        let mut views = views;
+        views.retain(|(server, _)| seen.contains(server));
+        views
     }
 
     /// What the servers know of an event.
