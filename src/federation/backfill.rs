@@ -81,9 +81,10 @@ impl Federation {
         let first = self.likely_servers(gap).await?;
         let mut session = Session::new(self, gap.room, &first).await?;
         let missing = session.without_place(gap.missing.clone()).await?;
-        if missing.len() < gap.missing.len() {
-            // Somebody has filled it meanwhile.
-            return Ok(true);
+        if missing.is_empty() {
+            // They have come meanwhile. The room finds that there is no gap any more.
+            let mut writer = self.inner.rooms.write(gap.room).await?;
+            return Ok(writer.receive_history(gap, Vec::new()).await?.as_ref() != Some(gap));
         }
         if !missing.iter().any(|id| session.may_try(id)) {
             return Ok(false);
@@ -97,10 +98,12 @@ impl Federation {
                 continue;
             }
             let mut writer = self.inner.rooms.write(gap.room).await?;
-            writer.receive_history(gap, events).await?;
+            let left = writer.receive_history(gap, events).await?;
             drop(writer);
             session.published().await?;
-            return Ok(true);
+            if left.as_ref() != Some(gap) {
+                return Ok(true);
+            }
         }
         missing.iter().for_each(|id| session.failed(id));
         Ok(false)

@@ -355,7 +355,12 @@ impl Inbox {
         }
     }
 
-    /// A worker has ended.
+    /// A worker goes on that had waited for other servers. For a moment there may be more than the most.
+    fn resume(&self) {
+        self.queues().workers += 1;
+    }
+
+    /// A worker has ended, or waits for other servers.
     fn dismiss(&self, federation: &Federation) {
         let mut queues = self.queues();
         queues.workers = queues.workers.saturating_sub(1);

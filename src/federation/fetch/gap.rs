@@ -47,11 +47,14 @@ impl Federation {
         entry: &Entry,
         event: Verified,
     ) -> Result<bool, Error> {
-        let Some(_turn) = self.inner.fetching.turn(&entry.origin).await else {
-            return Ok(false);
+        let work = async {
+            let Some(_turn) = self.inner.fetching.turn(&entry.origin).await else {
+                return Ok(false);
+            };
+            let mut session = Session::new(self, room, std::slice::from_ref(&entry.origin)).await?;
+            let removal = || Inbox::removal(room, entry);
+            session.close_gap_before(event, removal).await
         };
-        let mut session = Session::new(self, room, std::slice::from_ref(&entry.origin)).await?;
-        let work = session.close_gap_before(event, || Inbox::removal(room, entry));
         match tokio::time::timeout(FETCH_DEADLINE, work).await {
             Ok(outcome) => outcome,
             Err(_elapsed) => Ok(false),

@@ -70,11 +70,14 @@ impl Federation {
                 continue;
             }
             let is_busy = sessions.len() >= MAX_SESSIONS;
+            // Who only waits for other servers does not keep a place from other rooms.
+            inbox.dismiss(&self);
             tokio::select! {
                 Some(origin) = sessions.next() => work.unpark(&origin),
                 () = arrived.notified(), if !is_busy => {}
                 () = stop.requested() => {}
             }
+            inbox.resume();
         }
         drop(sessions);
         drop(work);
