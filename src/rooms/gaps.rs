@@ -101,6 +101,24 @@ pub(super) fn naming(
 }
 
 impl Rooms {
+    /// Those of `ids` that a gap names. What they follow belongs to the history too.
+    pub fn named_by_gaps(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        ids: &[OwnedEventId],
+    ) -> Result<Vec<OwnedEventId>, Error> {
+        let mut named = Vec::new();
+        for id in ids {
+            if let Some(hash) = hash_of(id)
+                && naming(snapshot, room, &hash)?.is_some()
+            {
+                named.push(id.clone());
+            }
+        }
+        Ok(named)
+    }
+
     /// The next gap in a timeline on the way back from `index`, itself included.
     pub fn gap_at_or_below(
         &self,

@@ -135,7 +135,44 @@ impl Session<'_> {
         let ids = found.keys().cloned().collect();
         let absent: BTreeSet<_> = self.without_place(ids).await?.into_iter().collect();
         found.retain(|id, _| absent.contains(id));
+        let needed = self.needed(event, &found).await?;
+        found.retain(|id, _| needed.contains(id));
         Ok(found.into_values().collect())
+    }
+
+    /// Those of the fetched events that `event` follows. What comes before an event that a gap of the timeline names is
+    /// history, and would stand in the timeline as if it had just happened.
+    async fn needed(
+        &self,
+        event: &Verified,
+        found: &BTreeMap<OwnedEventId, Verified>,
+    ) -> Result<BTreeSet<OwnedEventId>, Error> {
+        let named = self.named_by_gaps(found).await?;
+        let mut needed = BTreeSet::new();
+        let mut front: Vec<&OwnedEventId> = event.prev_events.iter().collect();
+        while let Some(id) = front.pop() {
+            let Some(earlier) = found.get(id) else {
+                continue;
+            };
+            if needed.insert(id.clone()) && !named.contains(id) {
+                front.extend(&earlier.prev_events);
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Those of the fetched events that gaps of the timeline name.
+    async fn named_by_gaps(
+        &self,
+        found: &BTreeMap<OwnedEventId, Verified>,
+    ) -> Result<BTreeSet<OwnedEventId>, Error> {
+        let (rooms, room) = (self.federation.inner.rooms.clone(), self.room);
+        let ids: Vec<_> = found.keys().cloned().collect();
+        let find = move |snapshot: &Snapshot| -> Result<_, Error> {
+            let named = rooms.named_by_gaps(snapshot, room, &ids)?;
+            Ok(named.into_iter().collect())
+        };
+        self.federation.inner.store.read(find).await
     }
 
     /// The forward extremities of the room.
@@ -159,8 +196,12 @@ impl Session<'_> {
         &self,
         found: &BTreeMap<OwnedEventId, Verified>,
     ) -> Result<Vec<OwnedEventId>, Error> {
-        let cited: BTreeSet<_> = found
-            .values()
+        let named = self.named_by_gaps(found).await?;
+        let after_gaps = || {
+            let events = found.values();
+            events.filter(|event| !named.contains(&event.event_id))
+        };
+        let cited: BTreeSet<_> = after_gaps()
             .flat_map(|event| &event.prev_events)
             .filter(|id| !found.contains_key(*id))
             .cloned()
@@ -168,7 +209,7 @@ impl Session<'_> {
         let missing = self.without_place(cited.into_iter().collect()).await?;
         let missing: BTreeSet<_> = missing.into_iter().collect();
         let is_open = |event: &&Verified| event.prev_events.iter().any(|id| missing.contains(id));
-        let open = found.values().filter(is_open);
+        let open = after_gaps().filter(is_open);
         Ok(open
             .map(|event| event.event_id.clone())
             .take(MAX_NAMED)
