@@ -13,6 +13,7 @@ use super::{
     Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent,
     draft::Draft,
     event::{BODIES, Body, EVENT_IDS, METAS, flag, id_of},
+    gaps::GAP_WIDTH,
     head::Head,
     membership, membership_of, relations, resolution,
     state::{self, GraphRow, StateKey},
@@ -515,9 +516,11 @@ impl<'a> Check<'a> {
                     format!("event {} is not where its metadata says", row.event.0),
                 ));
             }
+            // Between events that a gap has parted there is no order.
             let is_after = |event: &&EventNumber| {
-                let visible = self.metas.get(event).is_some_and(EventMeta::is_visible);
-                visible && !before.contains(event)
+                let previous = self.metas.get(event).filter(|meta| meta.is_visible());
+                let is_near = |meta: &EventMeta| meta.index.saturating_sub(index) < GAP_WIDTH / 2;
+                previous.is_some_and(is_near) && !before.contains(event)
             };
             if let Some(event) = meta.prev_events.iter().find(is_after) {
                 found.push((
