@@ -208,8 +208,8 @@ impl<'a> Session<'a> {
         self.left -= pdus.len();
         let (room_id, rules) = (self.room_id.clone(), self.rules);
         let read = move |pdus: &[Box<RawValue>]| -> Vec<Parsed> {
-            let parse = |pdu: &Box<RawValue>| parse_of_room(pdu, &room_id, rules);
-            pdus.iter().filter_map(parse).collect()
+            let parse = |pdu: &RawValue| parse_of_room(pdu, &room_id, rules);
+            pdus.iter().filter_map(|pdu| parse(pdu)).collect()
         };
         if pdus.len() <= READ_AT_ONCE {
             return Ok(read(&pdus));

@@ -111,7 +111,7 @@ impl Federation {
     ) -> Result<Joined, MembershipError> {
         let room = self.resident_for(asked).await?;
         let (rules, mut given) =
-            self.own_event(asked, room, (event_id, event), MembershipState::Join)?;
+            self.own_event(asked, room, (event_id, event), &MembershipState::Join)?;
         self.require_permit(room, &given).await?;
         self.inner
             .signer
@@ -144,7 +144,7 @@ impl Federation {
     ) -> Result<(), MembershipError> {
         let room = self.resident_for(asked).await?;
         let (rules, given) =
-            self.own_event(asked, room, (event_id, event), MembershipState::Leave)?;
+            self.own_event(asked, room, (event_id, event), &MembershipState::Leave)?;
         self.take_vouched(room, given, rules).await?;
         Ok(())
     }
@@ -160,7 +160,7 @@ impl Federation {
     ) -> Result<Vec<Box<RawValue>>, MembershipError> {
         let room = self.resident_for(asked).await?;
         let (rules, given) =
-            self.own_event(asked, room, (event_id, event), MembershipState::Knock)?;
+            self.own_event(asked, room, (event_id, event), &MembershipState::Knock)?;
         let user = given.sender.clone();
         self.take_vouched(room, given, rules).await?;
         let mut writer = self.inner.rooms.write(room).await?;
@@ -202,11 +202,11 @@ impl Federation {
         asked: Asked<'_>,
         room: RoomNumber,
         (event_id, event): (&EventId, &RawValue),
-        membership: MembershipState,
+        membership: &MembershipState,
     ) -> Result<(&'static RoomVersionRules, Given), MembershipError> {
         let version = self.inner.rooms.room_version(room)?;
         let rules = rules_of(&version)?;
-        let given = Given::read(event, rules, asked.room_id, &membership)?;
+        let given = Given::read(event, rules, asked.room_id, membership)?;
         if given.parsed.event_id != event_id {
             return Err(MembershipError::Invalid(
                 "the path names another event".into(),

@@ -35,7 +35,7 @@ fn only_what_leads_to_the_gap_is_history() {
     let aside = event(3, &[&first]);
     let wanted: BTreeSet<_> = [&first, &second].map(|event| event.event_id.clone()).into();
     let events = vec![aside, first, second.clone()];
-    let found = connected(events, &[second.event_id.clone()]);
+    let found = connected(events, std::slice::from_ref(&second.event_id));
     let found: BTreeSet<_> = found
         .into_iter()
         .map(|event| event.event_id.clone())

@@ -168,8 +168,10 @@ async fn an_answer_that_is_not_as_specified_is_malformed() {
 
 #[tokio::test]
 async fn nobody_is_asked_who_is_denied_nor_are_we() {
-    let mut config = Config::default();
-    config.deny = vec!["*.example".parse().expect("a pattern")];
+    let mut config = Config {
+        deny: vec!["*.example".parse().expect("a pattern")],
+        ..Config::default()
+    };
     assert!(matches!(error(&config, 200, "{}").await, Error::Denied(_)));
     config.deny.clear();
     config.mode = Mode::Off;

@@ -172,7 +172,8 @@ async fn a_well_known_file_takes_the_place_of_the_name() {
             vec![service("wrong.example", 9, 0)],
         ),
     ];
-    let cases: [(&str, (Rule, &[&str], &str, &str)); 6] = [
+    type Case<'a> = (&'a str, (Rule, &'a [&'a str], &'a str, &'a str));
+    let cases: [Case<'_>; 6] = [
         (
             "1.2.3.4",
             (Rule::Address, &["1.2.3.4:8448"], "1.2.3.4", "1.2.3.4"),

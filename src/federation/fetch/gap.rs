@@ -112,7 +112,7 @@ impl Session<'_> {
                 earliest.clone(),
                 latest,
             );
-            request.limit = UInt::from(EVENTS_OF_ROUND as u32);
+            request.limit = UInt::new_saturating(EVENTS_OF_ROUND as u64);
             let client = &self.federation.inner.client;
             let answer = match client.send_within(server, request, FEW).await {
                 Ok(answer) => answer,

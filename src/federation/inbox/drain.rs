@@ -26,7 +26,7 @@ enum Next {
     /// It is in its room, or dropped.
     Settled,
     /// It needs what is not here: other events, or a policy server's signature.
-    Fetch(Verified),
+    Fetch(Box<Verified>),
 }
 
 /// The events of a room on their way.
@@ -162,7 +162,7 @@ impl<'a> Work<'a> {
             Next::Fetch(event) => {
                 self.writer = None;
                 self.parked.insert(entry.origin.clone(), VecDeque::new());
-                Some((entry, event))
+                Some((entry, *event))
             }
         }
     }
@@ -184,7 +184,7 @@ impl<'a> Work<'a> {
         if let Some(policy) = writer.policy_server().await?
             && !policy::is_recommended(&policy, &event, writer.rules())
         {
-            return Ok(Next::Fetch(event));
+            return Ok(Next::Fetch(Box::new(event)));
         }
         match writer.receive(event.clone(), Intake::Live, batch).await? {
             Received::Settled {
@@ -196,7 +196,7 @@ impl<'a> Work<'a> {
                 }
                 Ok(Next::Settled)
             }
-            Received::MissingAuth(_) | Received::MissingPrev(_) => Ok(Next::Fetch(event)),
+            Received::MissingAuth(_) | Received::MissingPrev(_) => Ok(Next::Fetch(Box::new(event))),
         }
     }
 

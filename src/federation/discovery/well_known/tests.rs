@@ -65,7 +65,7 @@ fn the_headers_say_how_long_a_file_counts() {
     );
     check_lifetime(&[(header::CACHE_CONTROL, "max-age=no")], DEFAULT_LIFETIME);
     let in_two_hours = (header::EXPIRES, "Sun, 06 Nov 1994 10:49:37 GMT");
-    check_lifetime(&[in_two_hours.clone()], seconds(7_200));
+    check_lifetime(std::slice::from_ref(&in_two_hours), seconds(7_200));
     check_lifetime(
         &[in_two_hours, (header::CACHE_CONTROL, "max-age=600")],
         seconds(600),

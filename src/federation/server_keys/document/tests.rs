@@ -11,6 +11,10 @@ pub(in crate::federation::server_keys) fn signer(seed: u8) -> Signer {
 }
 
 /// The keys of `signer`, signed by it, with other fields as `change` says.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "tests say what they change in place"
+)]
 pub(in crate::federation::server_keys) fn document(signer: &Signer, change: Value) -> Vec<u8> {
     let mut document = json!({
         "server_name": signer.server_name(),
