@@ -17,7 +17,8 @@ use super::{
     Class, Error, NewEvent, Published, RoomNumber, Rooms, StoredEvent,
     event::{self, EventHash, flag},
     head::{self, Head, HeadRow},
-    membership, membership_of,
+    membership::{self, MembershipChange},
+    membership_of,
     send::TransactionKey,
     state::{self, Source},
     timeline::{self, Recent},
@@ -460,16 +461,7 @@ impl RoomWriter {
         if let Some(state) = &state {
             state::insert(&mut batch, room, state, &hash);
         }
-        let mut ahead = Vec::new();
-        for change in &memberships {
-            if batch.bytes() > MANY_BYTES {
-                ahead.push(std::mem::take(&mut batch));
-            }
-            membership::insert(&mut batch, room, change);
-            if change.is_local {
-                rooms.invalidate_user_rooms(&mut batch, change.user);
-            }
-        }
+        let mut ahead = rooms.insert_memberships(&mut batch, room, &memberships);
         super::relations::insert(&mut batch, room, &event, thread.as_ref());
         let readers = unread::insert(&mut batch, room, &event, &memberships, &unread);
         rooms.forget_unread(&mut batch, room, readers);
@@ -504,6 +496,28 @@ impl RoomWriter {
         );
         self.ahead().append(&mut ahead);
         batch
+    }
+}
+
+impl Rooms {
+    /// Adds changes of memberships to `batch`; where these are very many it answers with full batches, which go ahead of it.
+    fn insert_memberships(
+        &self,
+        batch: &mut Batch,
+        room: RoomNumber,
+        memberships: &[MembershipChange],
+    ) -> Vec<Batch> {
+        let mut ahead = Vec::new();
+        for change in memberships {
+            if batch.bytes() > MANY_BYTES {
+                ahead.push(std::mem::take(batch));
+            }
+            membership::insert(batch, room, change);
+            if change.is_local {
+                self.invalidate_user_rooms(batch, change.user);
+            }
+        }
+        ahead
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Intake, Place, Verdict, judge};
 use crate::{
     events::{Verified, extremities},
     rooms::{
-        Error, RoomNumber, RoomWriter, StoredEvent,
+        Error, RoomNumber, RoomWriter, Rooms, StoredEvent,
         draft::{Draft, Made},
         event,
         gaps::{self, Gap, GapRow},
@@ -46,7 +46,7 @@ struct Edge {
 
 /// What came of older events.
 struct Filled {
-    prepared: Vec<Box<Prepared>>,
+    prepared: Vec<Prepared>,
     made: Made,
     missing: Vec<OwnedEventId>,
     /// What the room is, if they come after what was an end of its graph.
@@ -97,7 +97,7 @@ impl RoomWriter {
                         judge::judge_past(head, &source_with, &draft, arrival)?
                     {
                         missing.extend(arrival.pdu.prev_events.iter().cloned());
-                        prepared.push(settled);
+                        prepared.push(*settled);
                     }
                 }
                 let mut still = Vec::new();
@@ -172,20 +172,10 @@ impl RoomWriter {
             head.row.low = head.row.low.min(lowest);
         }
         for past in filled.prepared {
-            head.remember_apart(*past);
+            head.remember_apart(past);
         }
-        if let Some((ends, memberships)) = filled.ends {
-            let before = head.row.root;
-            head.set_ends(&ends, &memberships);
-            head.unread.follow_all(&rooms, &memberships);
-            head.insert_ends(open(&mut batches), &ends, (before, before), before);
-            for change in &memberships {
-                let batch = open(&mut batches);
-                membership::insert(batch, room, change);
-                if change.is_local {
-                    rooms.invalidate_user_rooms(batch, change.user);
-                }
-            }
+        if let Some((ends, memberships)) = &filled.ends {
+            move_on(&rooms, head, &mut batches, (ends, memberships));
         }
         if let Some(last) = batches.last_mut() {
             head::insert(last, room, &head.row);
@@ -201,12 +191,32 @@ impl RoomWriter {
     }
 }
 
+/// Moves the head on to what the room is now.
+fn move_on(
+    rooms: &Rooms,
+    head: &mut Head,
+    batches: &mut Vec<Batch>,
+    (ends, memberships): (&Ends, &[MembershipChange]),
+) {
+    let (room, before) = (head.room, head.row.root);
+    head.set_ends(ends, memberships);
+    head.unread.follow_all(rooms, memberships);
+    head.insert_ends(open(batches), ends, (before, before), before);
+    for change in memberships {
+        let batch = open(batches);
+        membership::insert(batch, room, change);
+        if change.is_local {
+            rooms.invalidate_user_rooms(batch, change.user);
+        }
+    }
+}
+
 /// What the room is once older events belong to it: what they cite is no end any more.
 fn ends(
     head: &Head,
     source: &Source<'_>,
     draft: &Draft,
-    prepared: &[Box<Prepared>],
+    prepared: &[Prepared],
 ) -> Result<Option<(Ends, Vec<MembershipChange>)>, Error> {
     let before: BTreeSet<_> = head.extremities.iter().map(|(end, _)| *end).collect();
     let mut after = before.clone();
@@ -267,7 +277,7 @@ fn insert(batch: &mut Batch, room: RoomNumber, past: &Prepared) {
 
 /// The gap at an index as it is now, and the ordinals of what lies below it.
 fn edge(
-    rooms: &crate::rooms::Rooms,
+    rooms: &Rooms,
     snapshot: &Snapshot,
     room: RoomNumber,
     index: i64,

@@ -69,7 +69,7 @@ impl RoomWriter {
                 let (mut prepared, mut left_out) = (Vec::new(), Vec::new());
                 for arrival in &arrivals {
                     match judge::judge_outlier(head, &source, &draft, arrival)? {
-                        Verdict::Settled(settled, _) => prepared.push(settled),
+                        Verdict::Settled(settled, _) => prepared.push(*settled),
                         Verdict::Known(_) => {}
                         Verdict::MissingAuth(_) | Verdict::MissingPrev(_) => {
                             left_out.push(arrival.pdu.event_id.clone());
@@ -100,7 +100,7 @@ impl RoomWriter {
     }
 
     /// Writes outliers. Nobody is told of them.
-    fn append_outliers(&mut self, prepared: Vec<Box<Prepared>>) {
+    fn append_outliers(&mut self, prepared: Vec<Prepared>) {
         let Some(last) = prepared.last() else { return };
         let next = last.next;
         let rooms = self.rooms().clone();
@@ -127,7 +127,7 @@ impl RoomWriter {
         }
         head.count(&mut batch);
         for outlier in prepared {
-            head.remember_apart(*outlier);
+            head.remember_apart(outlier);
         }
         drop(self.submit(batch));
     }

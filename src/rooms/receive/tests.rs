@@ -401,6 +401,45 @@ async fn a_redaction_that_comes_first_waits_for_its_target() {
     b.check();
 }
 
+/// Fills the gaps of a server from another, two events at a time, the newest first as /backfill has them.
+async fn fill_gaps(new: &Peer, first: &Peer) {
+    let graph = first.graph();
+    let mut order: Vec<_> = graph.values().cloned().collect();
+    order.sort_by_key(|event| event.meta.index);
+    for _ in 0..20 {
+        let mut writer = new.rooms.write(new.room()).await.unwrap();
+        writer.settled().await.unwrap();
+        let snapshot = new.rooms.store.snapshot().unwrap();
+        let Some(gap) = new
+            .rooms
+            .gap_at_or_below(&snapshot, new.room(), i64::MAX)
+            .unwrap()
+        else {
+            break;
+        };
+        let newest = gap
+            .missing
+            .iter()
+            .map(|id| graph[id].meta.index)
+            .max()
+            .unwrap();
+        let page = order.iter().filter(|event| event.meta.index <= newest);
+        let page: Vec<_> = page.collect();
+        let page = page[page.len().saturating_sub(2)..]
+            .iter()
+            .map(|event| HistoryEvent {
+                event: carried(&event.pdu),
+                state_before: Some(
+                    first
+                        .state_ids(event.meta.root_before)
+                        .into_iter()
+                        .collect(),
+                ),
+            });
+        writer.receive_history(&gap, page.collect()).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
     let first = peer(0).await;
@@ -442,42 +481,7 @@ async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
     drop(writer);
     assert_eq!(new.bodies(), Vec::<String>::from(["6".to_owned()]));
 
-    let graph = first.graph();
-    let mut order: Vec<_> = graph.values().cloned().collect();
-    order.sort_by_key(|event| event.meta.index);
-    for _ in 0..20 {
-        let mut writer = new.rooms.write(new.room()).await.unwrap();
-        writer.settled().await.unwrap();
-        let snapshot = new.rooms.store.snapshot().unwrap();
-        let Some(gap) = new
-            .rooms
-            .gap_at_or_below(&snapshot, new.room(), i64::MAX)
-            .unwrap()
-        else {
-            break;
-        };
-        // Two events at a time, newest first as /backfill has them.
-        let newest = gap
-            .missing
-            .iter()
-            .map(|id| graph[id].meta.index)
-            .max()
-            .unwrap();
-        let page = order.iter().filter(|event| event.meta.index <= newest);
-        let page: Vec<_> = page.collect();
-        let page = page[page.len().saturating_sub(2)..]
-            .iter()
-            .map(|event| HistoryEvent {
-                event: carried(&event.pdu),
-                state_before: Some(
-                    first
-                        .state_ids(event.meta.root_before)
-                        .into_iter()
-                        .collect(),
-                ),
-            });
-        writer.receive_history(&gap, page.collect()).await.unwrap();
-    }
+    fill_gaps(&new, &first).await;
 
     let snapshot = new.rooms.store.snapshot().unwrap();
     let root = new.rooms.root_at(&snapshot, new.room(), then.0).unwrap();
@@ -494,7 +498,7 @@ async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
     assert_eq!(new.bodies(), ["1", "2", "3", "4", "5", "6"]);
     new.check();
     let theirs = new.graph();
-    for (id, event) in &graph {
+    for (id, event) in &first.graph() {
         let own = theirs
             .get(id)
             .unwrap_or_else(|| panic!("{id} did not come"));
@@ -741,11 +745,11 @@ impl World {
         }
     }
 
-    async fn deliver(&mut self, share: f64) {
+    async fn deliver(&mut self, percent: usize) {
         for server in 0..self.servers.len() {
             let mut waiting = std::mem::take(&mut self.waiting[server]);
             waiting.shuffle(&mut self.random);
-            let now = waiting.len() - (waiting.len() as f64 * (1.0 - share)) as usize;
+            let now = (waiting.len() * percent).div_ceil(100);
             let later = waiting.split_off(now);
             for id in waiting {
                 self.carry(server, &id).await;
@@ -813,9 +817,9 @@ async fn converge(seed: u64, version: RoomVersionId) -> usize {
         for _ in 0..5 {
             world.step().await;
         }
-        world.deliver(0.5).await;
+        world.deliver(50).await;
     }
-    world.deliver(1.0).await;
+    world.deliver(100).await;
     world.compare()
 }
 
