@@ -61,7 +61,8 @@ async fn pages_forward_and_backward_give_the_same_without_repeats() {
 
     forward.reverse();
     assert_eq!(backward, forward);
-    assert!(backward.len() >= 25 + 6);
+    // Create, join, power levels, join rules, history visibility, and what was said.
+    assert_eq!(backward.len(), 25 + 5);
 }
 
 #[tokio::test]
@@ -395,7 +396,7 @@ async fn state_is_told_as_events() {
     let member = format!("/state/m.room.member/{}?format=event", escaped(&alice.id));
     let member = alice.get(&room_path(&room, &member)).await.ok();
 
-    assert!(state.as_array().is_some_and(|state| state.len() >= 6));
+    assert_eq!(state.as_array().map(Vec::len), Some(5));
     assert_eq!(member["room_id"], room);
     assert_eq!(member["sender"], alice.id);
     assert_eq!(member["content"]["membership"], "join");
