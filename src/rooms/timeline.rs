@@ -237,13 +237,15 @@ impl Rooms {
         ) {
             let ((_, Index(index)), row) = row?;
             let is_history = row.position == Position::default();
+            let is_next = after.is_none_or(|after| after.saturating_sub(1) == index);
+            let is_behind_gap =
+                !is_next && gaps::is_before(snapshot, room, after.unwrap_or(index))?;
             if row.position <= since && !(is_history && since == Position::default()) {
-                // There may be newer events below history that has filled a gap.
-                more = is_history;
+                // There may be newer events below history that has filled a gap, and in the gap.
+                more = is_history || is_behind_gap;
                 break;
             }
-            let is_next = after.is_none_or(|after| after.saturating_sub(1) == index);
-            if !is_next && gaps::is_before(snapshot, room, after.unwrap_or(index))? {
+            if is_behind_gap {
                 more = true;
                 break;
             }

@@ -121,7 +121,13 @@ impl Sync {
                 until,
                 wanted,
             )?;
-            let Some(oldest) = page.last() else { break };
+            let Some(oldest) = page.last() else {
+                // What is missing in a gap counts too.
+                if let Some(outline) = &mut outline {
+                    outline.is_limited |= has_more;
+                }
+                break;
+            };
             until = oldest.index;
             let newest = page.first().unwrap_or(oldest);
             let outline = outline.get_or_insert_with(|| Outline::new(newest));
