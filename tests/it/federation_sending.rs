@@ -16,6 +16,7 @@ use crate::{
     harness::{TestServer, User},
     peer::Peer,
     room_words::{escaped, room_path},
+    sync_words::Synced,
 };
 
 /// A test that waits longer than this has failed.
@@ -89,8 +90,13 @@ impl User {
 
     /// Syncs until `find` finds something.
     async fn sync_for<T>(&self, find: impl Fn(&Value) -> Option<T>) -> T {
+        let synced = self.sync().await;
+        self.sync_on_for(synced, find).await
+    }
+
+    /// The same, going on from an earlier sync: for what an initial sync would not tell.
+    async fn sync_on_for<T>(&self, mut synced: Synced, find: impl Fn(&Value) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
-        let mut synced = self.sync().await;
         loop {
             if let Some(found) = find(&synced.body) {
                 return found;
@@ -234,12 +240,16 @@ async fn messages_typing_and_receipts_go_both_ways() {
                 content["user_ids"] == json!([user.id])
             })
             .await;
+        let synced = other.sync().await;
         user.put(&path, json!({ "typing": false })).await.ok();
-        other
-            .wait_for_ephemeral(&room, "m.typing", |content| {
-                content["user_ids"] == json!([])
-            })
-            .await;
+        let nobody_types = |body: &Value| {
+            let events = &body["rooms"]["join"][&room]["ephemeral"]["events"];
+            let mut typing = events.as_array()?.iter();
+            typing
+                .find(|event| event["content"]["user_ids"] == json!([]))
+                .map(drop)
+        };
+        other.sync_on_for(synced, nobody_types).await;
     }
     bob.say(&room, "hello yourself").await;
     alice.wait_for_message(&room, "hello yourself").await;
