@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use prometheus_client::metrics::{counter::Counter, family::Family as Labelled, gauge::Gauge};
+use prometheus_client::metrics::{counter::Counter, family::Family as Labeled, gauge::Gauge};
 use ruma::{OwnedEventId, OwnedServerName, ServerName};
 use tokio::sync::Notify;
 
@@ -58,7 +58,7 @@ struct InboxRow {
 pub(super) struct Inbox {
     store: Store,
     /// Received events by what became of them.
-    outcomes: Labelled<[(&'static str, &'static str); 1], Counter>,
+    outcomes: Labeled<[(&'static str, &'static str); 1], Counter>,
     waiting: Gauge,
     next: AtomicU64,
     queues: Mutex<Queues>,
@@ -100,7 +100,7 @@ impl Inbox {
     /// # Errors
     /// The store cannot be read.
     pub(super) fn open(store: Store, metrics: &Metrics) -> crate::storage::Result<Self> {
-        let (outcomes, waiting) = (Labelled::default(), Gauge::default());
+        let (outcomes, waiting) = (Labeled::default(), Gauge::default());
         metrics.register(
             "federation_in_pdus",
             "Events received from other servers, by what became of them.",

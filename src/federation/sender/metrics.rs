@@ -10,14 +10,14 @@ use super::{
 };
 use crate::telemetry::{Metrics, seconds_histogram};
 
-type Labelled<M> = Family<[(&'static str, &'static str); 1], M>;
+type Labeled<M> = Family<[(&'static str, &'static str); 1], M>;
 
 pub(super) struct SenderMetrics {
-    transactions: Labelled<Counter>,
-    sent: Labelled<Counter>,
+    transactions: Labeled<Counter>,
+    sent: Labeled<Counter>,
     seconds: Histogram,
-    queue: Labelled<Gauge>,
-    destinations: Labelled<Gauge>,
+    queue: Labeled<Gauge>,
+    destinations: Labeled<Gauge>,
 }
 
 impl SenderMetrics {
@@ -84,7 +84,7 @@ impl Sender {
             let destinations = self.lock();
             (destinations.queued(), destinations.counts())
         };
-        let set = |family: &Labelled<Gauge>, label, value: usize| {
+        let set = |family: &Labeled<Gauge>, label, value: usize| {
             let value = i64::try_from(value).unwrap_or(i64::MAX);
             family.get_or_create(&[label]).set(value);
         };
