@@ -1,7 +1,7 @@
 //! What is made while one event is judged, before it belongs to the room: states that had to be resolved, and the numbers
 //! taken on the way.
 //!
-//! A judgement can run twice (in memory first, then with a snapshot) or come to nothing, so it changes nothing of the
+//! A judgment can run twice (in memory first, then with a snapshot) or come to nothing, so it changes nothing of the
 //! head: it draws its numbers from a draft, which is taken over when the event is appended and forgotten otherwise.
 
 use std::{
@@ -57,7 +57,7 @@ impl Counters {
     }
 }
 
-/// A judgement in the making.
+/// A judgment in the making.
 pub(super) struct Draft {
     /// Where [`Source`] looks.
     pub(super) rows: RefCell<Fresh>,

@@ -59,7 +59,7 @@ class Doors:
         until("the home server knows the member", lambda: self.alice.memberships(club).get(self.bob.id) == "join")
         self.bob.join(room, via=self.run.home)
         member = self.bob.get(room, "m.room.member", self.bob.id)
-        expect("join_authorised_via_users_server" in member, f"nobody authorised {member}")
+        expect("join_authorised_via_users_server" in member, f"nobody authorized {member}")
         return room
 
     def knock_restricted(self):

@@ -271,7 +271,7 @@ async fn the_directory_of_another_server_is_shown_if_that_server_wants_it() {
     let found = bob.get(&rooms(&one)).await.ok();
     assert_eq!(found["chunk"][0]["room_id"], room);
     let filter = |term: &str| json!({ "filter": { "generic_search_term": term } });
-    let found = bob.post(&rooms(&one), filter("gard")).await.ok();
+    let found = bob.post(&rooms(&one), filter("garde")).await.ok();
     assert_eq!(found["chunk"][0]["name"], "Garden");
     let found = bob.post(&rooms(&one), filter("desert")).await.ok();
     assert_eq!(found["chunk"], json!([]));

@@ -143,7 +143,7 @@ fn by_auth_order(events: Vec<Verified>) -> (Vec<Verified>, Vec<OwnedEventId>) {
             order.push(id);
         }
     }
-    let mut dependants: HashMap<OwnedEventId, Vec<OwnedEventId>> = HashMap::new();
+    let mut dependents: HashMap<OwnedEventId, Vec<OwnedEventId>> = HashMap::new();
     let mut ready = VecDeque::new();
     for id in &order {
         let Some((event, _)) = waiting.get(id) else {
@@ -157,7 +157,7 @@ fn by_auth_order(events: Vec<Verified>) -> (Vec<Verified>, Vec<OwnedEventId>) {
             .collect();
         let count = among.len();
         for auth in among {
-            dependants.entry(auth).or_default().push(id.clone());
+            dependents.entry(auth).or_default().push(id.clone());
         }
         match waiting.get_mut(id) {
             Some((_, missing)) if count > 0 => *missing = count,
@@ -170,11 +170,11 @@ fn by_auth_order(events: Vec<Verified>) -> (Vec<Verified>, Vec<OwnedEventId>) {
             continue;
         };
         sorted.push(event);
-        for dependant in dependants.remove(&id).unwrap_or_default() {
-            if let Some((_, missing)) = waiting.get_mut(&dependant) {
+        for dependent in dependents.remove(&id).unwrap_or_default() {
+            if let Some((_, missing)) = waiting.get_mut(&dependent) {
                 *missing -= 1;
                 if *missing == 0 {
-                    ready.push_back(dependant);
+                    ready.push_back(dependent);
                 }
             }
         }
