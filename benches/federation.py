@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import ssl
 import statistics
 import sys
@@ -26,6 +27,7 @@ from signedjson.key import generate_signing_key, get_verify_key
 from signedjson.sign import sign_json
 from unpaddedbase64 import encode_base64
 
+import client
 from client import User
 from harness import Authority, Server, free_port
 
@@ -282,6 +284,9 @@ def measure(make, work, authority, peer, number):
 
 def main():
     runs = int(sys.argv[1])
+    # A join may take many minutes, and whoever ends this ends the servers too.
+    client.REQUEST_SECONDS = 1800
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     work = Path(tempfile.mkdtemp(prefix="federation."))
     authority = Authority(work)
     began = time.monotonic()

@@ -8,6 +8,7 @@ ends with `N passed, M failed` and status 1 if one failed. Only the client-serve
 """
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -58,6 +59,8 @@ def main():
     arguments.add_argument("make", nargs=2)
     arguments = arguments.parse_args()
 
+    # Whoever ends this ends the servers too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     pair = Pair(*arguments.make, Path(tempfile.mkdtemp(prefix="interop.")))
     passed = failed = 0
     try:
