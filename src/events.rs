@@ -23,9 +23,9 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     auth::{AuthError, Authorized},
     fingerprint::Fingerprint,
-    pdu::{Malformed, Pdu},
+    pdu::{Malformed, Pdu, References},
     power::PowerLevels,
-    sign::{NewPdu, Signer, Verified},
+    sign::{Named, NewPdu, Signer, Verified},
 };
 
 /// Any event ID that a room has mentioned, in that room. The event may be a stub: its body unknown.

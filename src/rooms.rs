@@ -22,6 +22,7 @@ pub mod identity;
 mod member;
 mod membership;
 mod merge;
+mod naming;
 mod numbers;
 mod outgoing;
 mod outside;
@@ -241,7 +242,7 @@ pub struct Published {
 
 struct Caches {
     events: Cache<(RoomNumber, EventNumber), Arc<StoredEvent>>,
-    places: Cache<event::EventHash, EventPlace>,
+    places: Cache<event::EventKey, EventPlace>,
     nodes: Cache<(RoomNumber, NodeNumber), Arc<Node>>,
     roots: Cache<(RoomNumber, RootNumber), RootRow>,
     graph: Cache<(RoomNumber, StateNumber), Arc<state::GraphRow>>,
@@ -450,12 +451,10 @@ impl Rooms {
         snapshot: &Snapshot,
         event_id: &EventId,
     ) -> Result<Option<(RoomNumber, Arc<StoredEvent>)>, Error> {
-        let Some(hash) = event::hash_of(event_id) else {
-            return Ok(None);
-        };
-        let place = match self.caches.places.get(&hash) {
+        let id = event::EventKey::of(event_id);
+        let place = match self.caches.places.get(&id) {
             Some(place) => Some(place),
-            None => event::place(snapshot, event_id)?,
+            None => event::place(snapshot, &id)?,
         };
         let Some(place) = place else { return Ok(None) };
         Ok(self

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use hearth::events::{Pdu, auth, canonical, format, redact, version};
+use hearth::events::{Pdu, auth, format, redact, version};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &[u8]| {
@@ -11,7 +11,7 @@ fuzz_target!(|text: &[u8]| {
         let Ok(parsed) = format::parse(text, rules) else {
             continue;
         };
-        let json = canonical::to_vec(&parsed.object);
+        let json = parsed.to_vec();
         assert!(json.len() <= format::MAX_PDU_BYTES);
 
         let pdu = Pdu::from_stored(parsed.event_id.clone(), json.into(), parsed.rejected);

@@ -227,7 +227,7 @@ fn has_rules_of_its_own(rules: &AuthorizationRules, event: &Pdu) -> bool {
         | TimelineEventType::RoomPowerLevels
         | TimelineEventType::RoomThirdPartyInvite => true,
         TimelineEventType::RoomRedaction => rules.special_case_room_redaction,
-        _ => rules.special_case_room_aliases,
+        _ => rules.special_case_room_aliases && event.event_type.to_string() == "m.room.aliases",
     }
 }
 
@@ -301,6 +301,7 @@ static BY_INVITATION: LazyLock<Arc<Pdu>> = LazyLock::new(|| {
         event_type: TimelineEventType::RoomJoinRules,
         state_key: Some(String::new()),
         content: RawValue::from_string(content.to_owned()).expect("the text is JSON"),
+        judged: None,
         origin_server_ts: MilliSecondsSinceUnixEpoch(uint!(0)),
         depth: 0,
         prev_events: Vec::new(),

@@ -5,10 +5,15 @@
 //!
 //! Spec: appendices, "Canonical JSON".
 
+mod loose;
+
 use std::fmt;
 
 use ruma::{CanonicalJsonObject, CanonicalJsonValue, Int};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+pub use self::loose::Loose;
+pub(in crate::events) use self::loose::to_vec as loose_to_vec;
 
 /// The greatest integer of canonical JSON, 2^53 - 1.
 pub const MAX_INTEGER: u64 = (1 << 53) - 1;

@@ -3,6 +3,9 @@
 //! The fields are those that auth rules, state resolution and timelines ask for; [`Pdu::json`] is the whole event. Nothing here checks
 //! anything: see `format`, `sign` and `auth`.
 
+mod floats;
+mod reference;
+
 use bytes::Bytes;
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId,
@@ -10,6 +13,8 @@ use ruma::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+
+pub use self::reference::References;
 
 /// A persistent data unit: an event of a room.
 #[derive(Clone, Debug)]
@@ -21,6 +26,9 @@ pub struct Pdu {
     pub event_type: TimelineEventType,
     pub state_key: Option<String>,
     pub content: Box<RawValue>,
+    /// The content as the rules read it, where that is not how it was written: power levels before version 6 may be floats, of which only what is before
+    /// the point counts.
+    pub judged: Option<Box<RawValue>>,
     pub origin_server_ts: MilliSecondsSinceUnixEpoch,
     pub depth: u64,
     pub prev_events: Vec<OwnedEventId>,
@@ -29,7 +37,8 @@ pub struct Pdu {
     pub redacts: Option<OwnedEventId>,
     /// Failed a check on receipt. Comes from the flags of the stored event, never from its JSON.
     pub rejected: bool,
-    /// Canonical JSON without `unsigned` and without `event_id`.
+    /// Canonical JSON without `unsigned`, and without `event_id` where that is a hash of the rest. Before version 6 with all numbers that
+    /// JSON has.
     pub json: Bytes,
 }
 
@@ -54,8 +63,8 @@ struct Fields<'a> {
     content: &'a RawValue,
     origin_server_ts: MilliSecondsSinceUnixEpoch,
     depth: u64,
-    prev_events: Vec<OwnedEventId>,
-    auth_events: Vec<OwnedEventId>,
+    prev_events: References,
+    auth_events: References,
     #[serde(borrow)]
     redacts: Option<&'a RawValue>,
 }
@@ -84,6 +93,10 @@ impl Pdu {
             TimelineEventType::RoomRedaction => redaction_target(fields.redacts, fields.content),
             _ => None,
         };
+        let judged = match fields.event_type {
+            TimelineEventType::RoomPowerLevels => floats::truncated(fields.content),
+            _ => None,
+        };
         Ok(Self {
             event_id,
             room_id: fields.room_id,
@@ -91,10 +104,11 @@ impl Pdu {
             event_type: fields.event_type,
             state_key: fields.state_key,
             content: fields.content.to_owned(),
+            judged,
             origin_server_ts: fields.origin_server_ts,
             depth: fields.depth,
-            prev_events: fields.prev_events,
-            auth_events: fields.auth_events,
+            prev_events: fields.prev_events.ids,
+            auth_events: fields.auth_events.ids,
             redacts,
             rejected,
             json,
@@ -108,6 +122,16 @@ impl Pdu {
     /// If the content is not what `T` expects; the sender chose it freely.
     pub fn content_as<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
         serde_json::from_str(self.content.get())
+    }
+
+    /// The content as the rules read it.
+    pub(in crate::events) fn judged_content(&self) -> &RawValue {
+        self.judged.as_deref().unwrap_or(&self.content)
+    }
+
+    /// Whether the ID is a part of the event, and no hash of it: in versions 1 and 2.
+    pub fn is_named(&self) -> bool {
+        self.event_id.server_name().is_some()
     }
 
     pub fn is_state(&self) -> bool {
@@ -149,7 +173,7 @@ impl Event for Pdu {
     }
 
     fn content(&self) -> &RawValue {
-        &self.content
+        self.judged_content()
     }
 
     fn state_key(&self) -> Option<&str> {

@@ -5,11 +5,12 @@
 use std::collections::BTreeMap;
 
 use ruma::{
-    Int, OwnedServerName, OwnedUserId, UserId,
+    CanonicalJsonObject, CanonicalJsonValue, Int, OwnedServerName, OwnedUserId, UserId,
     events::{TimelineEventType, room::power_levels::UserPowerLevel},
     room_version_rules::AuthorizationRules,
     state_res::events::{RoomCreateEvent, RoomPowerLevelsEvent, RoomPowerLevelsIntField as Field},
 };
+use serde_json::Value;
 
 use crate::events::pdu::Pdu;
 
@@ -228,6 +229,35 @@ impl PowerLevels {
     /// Users above every level.
     pub fn creators(&self) -> &[OwnedUserId] {
         &self.creators
+    }
+}
+
+/// The content of power levels as rooms of every version can have it: texts and floats, which old ones may hold, become whole numbers.
+///
+/// Spec: rooms/v1, "Deprecated event content schemas"; rooms/v10, "Values in `m.room.power_levels` events must be integers".
+pub fn in_whole_numbers(power_levels: &Pdu) -> CanonicalJsonObject {
+    let mut content: Value = serde_json::from_str(power_levels.judged_content().get())
+        .unwrap_or_else(|_no_object| Value::Null);
+    let levels = content.as_object_mut().into_iter();
+    let levels = levels.flat_map(|fields| fields.values_mut());
+    for level in levels {
+        match level {
+            Value::Object(levels) => levels.values_mut().for_each(read_text),
+            level => read_text(level),
+        }
+    }
+    match CanonicalJsonValue::try_from(content) {
+        Ok(CanonicalJsonValue::Object(content)) => content,
+        _ => CanonicalJsonObject::new(),
+    }
+}
+
+fn read_text(level: &mut Value) {
+    let Value::String(text) = level else { return };
+    let digits = text.trim();
+    let digits = digits.strip_prefix('+').unwrap_or(digits);
+    if let Ok(number) = digits.parse::<i64>() {
+        *level = number.into();
     }
 }
 

@@ -10,7 +10,7 @@ use ruma::{
 use serde::Deserialize;
 
 use crate::events::{
-    canonical::{self, NotCanonical},
+    canonical::{Loose, NotCanonical},
     pdu::{Malformed, Pdu},
 };
 
@@ -33,9 +33,9 @@ pub enum RedactError {
 ///
 /// Spec: c2s, "Redactions".
 pub fn redact(json: &[u8], rules: &RedactionRules) -> Result<Bytes, RedactError> {
-    let mut object = canonical::parse(json)?;
-    redact_in_place(&mut object, rules, None)?;
-    Ok(canonical::to_vec(&object).into())
+    let mut event = Loose::parse(json)?;
+    redact_in_place(&mut event.object, rules, None)?;
+    Ok(event.to_vec().into())
 }
 
 /// `pdu` as it is when redacted.

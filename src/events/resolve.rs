@@ -7,6 +7,10 @@
 //! The caller (engine.md section 7) finds the conflicts by comparing tries and the difference and subgraph in the auth graph, reads the
 //! events of the full conflicted set, asks [`base_keys`] which other entries of the state are needed, reads the rest ([`bodies`]), and
 //! applies what [`resolve`] answers to the first state.
+//!
+//! Version 1 of rooms has an algorithm of its own: see `v1`.
+
+mod v1;
 
 use std::{
     cell::RefCell,
@@ -18,7 +22,7 @@ use std::{
 use ruma::{
     EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, RoomId, RoomVersionId, UserId,
     events::{StateEventType, TimelineEventType},
-    room_version_rules::{AuthorizationRules, RoomVersionRules},
+    room_version_rules::{AuthorizationRules, RoomVersionRules, StateResolutionVersion},
     state_res::{self, Event, StateMap, utils::event_id_set::EventIdSet},
 };
 use serde_json::value::RawValue;
@@ -39,7 +43,7 @@ pub struct Resolution {
     pub conflicted: Vec<StateMap<OwnedEventId>>,
     /// The entries, the same in all states, at the keys that [`base_keys`] names for the full conflicted set.
     pub base: StateMap<OwnedEventId>,
-    /// The auth difference of the states.
+    /// The auth difference of the states; unused, and may be empty, in version 1.
     pub difference: Vec<OwnedEventId>,
     /// The conflicted state subgraph; unused, and may be empty, in versions that do not consider it.
     pub subgraph: Vec<OwnedEventId>,
@@ -145,10 +149,13 @@ impl Resolution {
 ///
 /// If an event was not loaded, or one that an accepted event cites is malformed.
 ///
-/// Spec: rooms/v2, "State resolution"; rooms/v12, "State resolution".
+/// Spec: rooms/v1, "State resolution"; rooms/v2, "State resolution"; rooms/v12, "State resolution".
 pub fn resolve(resolution: &Resolution) -> Result<StateMap<OwnedEventId>, ResolveError> {
     let version = &resolution.version;
     let rules = version::rules(version).ok_or_else(|| ResolveError::Version(version.clone()))?;
+    if rules.state_res == StateResolutionVersion::V1 {
+        return v1::resolve(&rules.authorization, resolution);
+    }
     let not_loaded = RefCell::new(None);
     let fetch = |id: &EventId| match resolution.bodies.get(id) {
         Some(pdu) => Some(Judged(Arc::clone(pdu))),
@@ -261,7 +268,7 @@ impl Event for Judged {
     fn content(&self) -> &RawValue {
         match (&self.0.event_type, self.state_key()) {
             (TimelineEventType::RoomJoinRules, Some("")) => auth::join_rules_content(&self.0),
-            _ => &self.0.content,
+            _ => self.0.judged_content(),
         }
     }
 

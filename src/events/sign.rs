@@ -2,8 +2,10 @@
 //!
 //! [`Signer::build`] writes the canonical form in pieces and hashes, signs and joins these, instead of building and serializing the event
 //! three times: it runs for every message. That the result is what the library makes is a property test.
+//!
+//! The library knows canonical JSON only. Events with other numbers, which rooms before version 6 hold, are signed and checked here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::{
     Engine as _,
@@ -12,9 +14,11 @@ use base64::{
 use ruma::{
     CanonicalJsonObject, EventId, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId,
     OwnedServerName, OwnedServerSigningKeyId, OwnedUserId, ServerName, ServerSigningKeyId,
-    canonical_json::redact_in_place,
+    SigningKeyAlgorithm,
+    canonical_json::{CanonicalJsonFieldError, CanonicalJsonValue, redact_in_place},
     events::TimelineEventType,
-    room_version_rules::{EventIdFormatVersion, RoomVersionRules, SignaturesRules},
+    room_version_rules::{EventIdFormatVersion, RedactionRules, RoomVersionRules, SignaturesRules},
+    serde::{Base64, base64::Standard},
     signatures::{
         self, Ed25519KeyPair, Ed25519KeyPairParseError, JsonError, KeyPair as _, PublicKeyMap,
         VerificationError,
@@ -24,10 +28,10 @@ use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use crate::events::{
-    canonical,
+    canonical::{self, Loose},
     format::{MAX_IDENTIFIER_BYTES, MAX_PDU_BYTES, Parsed},
     pdu::{Malformed, Pdu},
-    redact,
+    redact::{self, RedactError},
 };
 
 /// What precedes the 32 bytes of a secret key in a PKCS#8 document of version 1.
@@ -78,6 +82,18 @@ pub struct NewPdu {
     pub auth_events: Vec<OwnedEventId>,
     /// The target of a redaction; goes into the content or beside it as the version says.
     pub redacts: Option<OwnedEventId>,
+    /// In versions whose event IDs are not hashes.
+    pub named: Option<Named>,
+}
+
+/// What an event has beside the rest in versions 1 and 2: an ID that its server gives it, and the hashes of the events that it cites.
+///
+/// Spec: rooms/v1, "Event format".
+#[derive(Clone, Debug)]
+pub struct Named {
+    pub event_id: OwnedEventId,
+    /// The reference hashes of `prev_events` and `auth_events`.
+    pub hashes: BTreeMap<OwnedEventId, String>,
 }
 
 /// Why an event cannot be sent.
@@ -87,6 +103,8 @@ pub enum BuildError {
     TooLarge,
     #[error("`{0}` is longer than {MAX_IDENTIFIER_BYTES} bytes")]
     IdentifierTooLong(&'static str),
+    #[error("events of this room version need an ID of their own")]
+    NotNamed,
 }
 
 /// An event whose hashes and signatures are right: made here, or checked.
@@ -207,13 +225,33 @@ impl Signer {
     ///
     /// # Errors
     ///
-    /// If `object` is not of the form of an event.
+    /// If `event` is not of the form of an event.
     pub fn countersign(
         &self,
-        object: &mut CanonicalJsonObject,
+        event: &mut Parsed,
         rules: &RoomVersionRules,
     ) -> Result<(), JsonError> {
-        signatures::sign_event(self.server.as_str(), &self.key, object, &rules.redaction)
+        let object = &mut event.object;
+        if !event.has_other_numbers {
+            return signatures::sign_event(
+                self.server.as_str(),
+                &self.key,
+                object,
+                &rules.redaction,
+            );
+        }
+        let signed = signed_form(Loose::with_other_numbers(object.clone()), &rules.redaction)?;
+        let signature = self.sign_canonical(&signed);
+        let empty = || CanonicalJsonValue::Object(CanonicalJsonObject::new());
+        let signatures = object.entry("signatures".to_owned()).or_insert_with(empty);
+        if let CanonicalJsonValue::Object(signatures) = signatures
+            && let CanonicalJsonValue::Object(own) = signatures
+                .entry(self.server.to_string())
+                .or_insert_with(empty)
+        {
+            own.insert(self.key_id.to_string(), signature.into());
+        }
+        Ok(())
     }
 
     /// Makes an event: content hash, signature, event ID.
@@ -226,6 +264,9 @@ impl Signer {
     pub fn build(&self, new: NewPdu, rules: &RoomVersionRules) -> Result<Verified, BuildError> {
         let event_type = new.event_type.to_string();
         check_identifiers(&new, &event_type)?;
+        if rules.event_format.require_event_id && new.named.is_none() {
+            return Err(BuildError::NotNamed);
+        }
         let mut new = new;
         if rules.redaction.content_field_redacts
             && let Some(target) = &new.redacts
@@ -240,7 +281,10 @@ impl Signer {
             &redact::content(&event_type, &new.content, &rules.redaction),
             &hash,
         );
-        let event_id = event_id(&signed, rules);
+        let event_id = match new.named {
+            Some(named) => named.event_id,
+            None => event_id(&signed, rules),
+        };
         let signature = STANDARD_NO_PAD.encode(self.key.sign(&signed).as_bytes());
         let json = pieces.join(&hash, &self.signature_field(&signature));
         if json.len() > MAX_PDU_BYTES {
@@ -255,6 +299,8 @@ impl Signer {
             event_type: new.event_type,
             state_key: new.state_key,
             content: RawValue::from_string(content).expect("canonical JSON is JSON"),
+            // It holds no floats.
+            judged: None,
             origin_server_ts: new.origin_server_ts,
             depth,
             prev_events: new.prev_events,
@@ -287,6 +333,12 @@ fn check_identifiers(new: &NewPdu, event_type: &str) -> Result<(), BuildError> {
             new.room_id.as_ref().map_or(0, |id| id.as_bytes().len()),
         ),
         ("state_key", new.state_key.as_ref().map_or(0, String::len)),
+        (
+            "event_id",
+            new.named
+                .as_ref()
+                .map_or(0, |named| named.event_id.as_bytes().len()),
+        ),
     ];
     match lengths
         .into_iter()
@@ -299,7 +351,7 @@ fn check_identifiers(new: &NewPdu, event_type: &str) -> Result<(), BuildError> {
 
 /// The canonical form of an event, cut where `hashes` and `signatures` go: the keys of an object are sorted.
 struct Pieces {
-    /// `{"auth_events":…,"content":…,"depth":…`
+    /// `{"auth_events":…,"content":…,"depth":…,"event_id":…`
     head: Vec<u8>,
     /// Where the content lies in `head`.
     content: std::ops::Range<usize>,
@@ -315,19 +367,25 @@ impl Pieces {
     fn new(new: &NewPdu, event_type: &str, depth: u64, rules: &RoomVersionRules) -> Self {
         let mut head = Vec::with_capacity(1024);
         head.extend_from_slice(b"{\"auth_events\":");
-        write_ids(&new.auth_events, &mut head);
+        write_references(&new.auth_events, new.named.as_ref(), &mut head);
         head.extend_from_slice(b",\"content\":");
         let start = head.len();
         canonical::write_object(&new.content, &mut head);
         let content = start..head.len();
         head.extend_from_slice(b",\"depth\":");
         write_number(depth, &mut head);
+        let named = new.named.as_ref();
+        write_field(
+            "event_id",
+            named.map(|named| named.event_id.as_str()),
+            &mut head,
+        );
 
         let mut middle = Vec::with_capacity(512);
         middle.extend_from_slice(b",\"origin_server_ts\":");
         write_number(new.origin_server_ts.get().into(), &mut middle);
         middle.extend_from_slice(b",\"prev_events\":");
-        write_ids(&new.prev_events, &mut middle);
+        write_references(&new.prev_events, named, &mut middle);
         let start = middle.len();
         if !rules.redaction.content_field_redacts {
             write_field(
@@ -414,13 +472,24 @@ impl Pieces {
     }
 }
 
-fn write_ids(ids: &[OwnedEventId], out: &mut Vec<u8>) {
+fn write_references(ids: &[OwnedEventId], named: Option<&Named>, out: &mut Vec<u8>) {
     out.push(b'[');
     for (index, id) in ids.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
+        let Some(named) = named else {
+            canonical::write_string(id.as_str(), out);
+            continue;
+        };
+        out.push(b'[');
         canonical::write_string(id.as_str(), out);
+        out.extend_from_slice(b",{");
+        if let Some(hash) = named.hashes.get(id) {
+            out.extend_from_slice(b"\"sha256\":");
+            canonical::write_string(hash, out);
+        }
+        out.extend_from_slice(b"}]");
     }
     out.push(b']');
 }
@@ -438,12 +507,52 @@ fn write_field(name: &str, value: Option<&str>, out: &mut Vec<u8>) {
 }
 
 fn event_id(signed: &[u8], rules: &RoomVersionRules) -> OwnedEventId {
+    let hash = encoded_hash(signed, rules);
+    EventId::parse(format!("${hash}")).expect("a hash after a dollar sign is an event ID")
+}
+
+fn encoded_hash(signed: &[u8], rules: &RoomVersionRules) -> String {
     let hash = Sha256::digest(signed);
-    let hash = match rules.event_id_format {
+    match rules.event_id_format {
         EventIdFormatVersion::V1 | EventIdFormatVersion::V2 => STANDARD_NO_PAD.encode(hash),
         _ => URL_SAFE_NO_PAD.encode(hash),
-    };
-    EventId::parse(format!("${hash}")).expect("a hash after a dollar sign is an event ID")
+    }
+}
+
+/// What is signed of an event, and what its reference hash is made of.
+fn signed_form(
+    mut event: Loose,
+    rules: &RedactionRules,
+) -> Result<Vec<u8>, CanonicalJsonFieldError> {
+    redact_in_place(&mut event.object, rules, None)?;
+    for field in ["signatures", "unsigned"] {
+        event.object.remove(field);
+    }
+    Ok(event.to_vec())
+}
+
+/// The reference hash of an event that was read: what stands after the dollar sign of its ID, from version 3 on.
+pub(in crate::events) fn hash_of(
+    event: &Loose,
+    rules: &RoomVersionRules,
+) -> Result<String, JsonError> {
+    if event.is_canonical() {
+        return signatures::reference_hash(&event.object, rules);
+    }
+    let signed = signed_form(event.clone(), &rules.redaction)?;
+    Ok(encoded_hash(&signed, rules))
+}
+
+/// The reference hash of an event, as others cite it in versions 1 and 2.
+///
+/// # Errors
+///
+/// If its JSON is not that of an event, that is: the database is damaged.
+///
+/// Spec: s2s, "Calculating the reference hash for an event".
+pub fn reference_hash(event: &Pdu, rules: &RoomVersionRules) -> Result<String, RedactError> {
+    let signed = signed_form(Loose::parse(&event.json)?, &rules.redaction)?;
+    Ok(encoded_hash(&signed, rules))
 }
 
 /// Why a received event is dropped.
@@ -454,7 +563,7 @@ pub enum VerifyError {
     #[error(transparent)]
     Malformed(#[from] Malformed),
     #[error("the event cannot be redacted: {0}")]
-    Redaction(#[from] ruma::canonical_json::CanonicalJsonFieldError),
+    Redaction(#[from] CanonicalJsonFieldError),
 }
 
 /// The servers whose keys [`verify`] needs.
@@ -486,20 +595,102 @@ pub fn verify(
     rules: &RoomVersionRules,
     keys: &PublicKeyMap,
 ) -> Result<Verified, VerifyError> {
-    let Parsed {
-        mut object,
-        event_id,
-        rejected,
-    } = parsed;
-    match signatures::verify_event(keys, &object, rules) {
+    let checked = match parsed.has_other_numbers {
+        true => verify_loose(&parsed, rules, keys),
+        false => signatures::verify_event(keys, &parsed.object, rules),
+    };
+    let mut parsed = parsed;
+    match checked {
         Ok(signatures::Verified::All) => {}
         Ok(signatures::Verified::Signatures) => {
-            redact_in_place(&mut object, &rules.redaction, None)?
+            redact_in_place(&mut parsed.object, &rules.redaction, None)?;
         }
         Err(error) => return Err(VerifyError::Signatures(Box::new(error))),
     }
-    let json = canonical::to_vec(&object).into();
+    let json = parsed.to_vec().into();
+    let Parsed {
+        event_id, rejected, ..
+    } = parsed;
     Ok(Verified(Pdu::from_stored(event_id, json, rejected)?))
+}
+
+/// What the library does, for an event with numbers that it does not know.
+///
+/// Spec: s2s, "Validating hashes and signatures on received events".
+fn verify_loose(
+    parsed: &Parsed,
+    rules: &RoomVersionRules,
+    keys: &PublicKeyMap,
+) -> Result<signatures::Verified, VerificationError> {
+    let event = Loose::with_other_numbers(parsed.object.clone());
+    let signed = signed_form(event.clone(), &rules.redaction)?;
+    for server in
+        signatures::required_server_signatures_to_verify_event(&event.object, &rules.signatures)?
+    {
+        verify_signature_of(server.as_str(), &event.object, &signed, keys)?;
+    }
+    let told = match event.object.get("hashes") {
+        Some(CanonicalJsonValue::Object(hashes)) => hashes.get("sha256").cloned(),
+        _ => None,
+    };
+    let mut hashed = event;
+    for field in ["hashes", "signatures", "unsigned"] {
+        hashed.object.remove(field);
+    }
+    let hash = Sha256::digest(hashed.to_vec());
+    let is_right = told
+        .as_ref()
+        .and_then(CanonicalJsonValue::as_str)
+        .and_then(|told| Base64::<Standard>::parse(told).ok())
+        .is_some_and(|told| told.as_bytes() == hash.as_slice());
+    Ok(match is_right {
+        true => signatures::Verified::All,
+        false => signatures::Verified::Signatures,
+    })
+}
+
+/// That at least one key of the server has signed, and none of its known keys wrongly.
+fn verify_signature_of(
+    server: &str,
+    event: &CanonicalJsonObject,
+    signed: &[u8],
+    keys: &PublicKeyMap,
+) -> Result<(), VerificationError> {
+    let missing = || VerificationError::NoSignaturesForEntity(server.to_owned());
+    let of_server = match event.get("signatures") {
+        Some(CanonicalJsonValue::Object(signatures)) => signatures.get(server),
+        _ => None,
+    };
+    let Some(CanonicalJsonValue::Object(of_server)) = of_server else {
+        return Err(missing());
+    };
+    let mut is_signed = false;
+    for (key_id, signature) in of_server {
+        let key = keys.get(server).and_then(|known| known.get(key_id));
+        let (Some(key), true) = (key, key_id.starts_with("ed25519:")) else {
+            continue;
+        };
+        let signature = signature.as_str().ok_or_else(missing)?;
+        let signature = Base64::<Standard>::parse(signature).map_err(|source| {
+            VerificationError::InvalidBase64Signature {
+                path: format!("signatures.{server}.{key_id}"),
+                source,
+            }
+        })?;
+        signatures::verify_canonical_json_bytes(
+            &SigningKeyAlgorithm::Ed25519,
+            key.as_bytes(),
+            signature.as_bytes(),
+            signed,
+        )?;
+        is_signed = true;
+    }
+    match is_signed {
+        true => Ok(()),
+        false => Err(VerificationError::NoSupportedSignatureForEntity(
+            server.to_owned(),
+        )),
+    }
 }
 
 #[cfg(test)]

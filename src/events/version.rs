@@ -2,10 +2,24 @@
 //!
 //! Everything that differs between versions is a field of [`RoomVersionRules`]; what ruma's rules lack is a function here.
 
-use ruma::{EventId, OwnedEventId, RoomId, RoomVersionId, room_version_rules::RoomVersionRules};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use ruma::{
+    EventId, OwnedEventId, RoomId, RoomVersionId,
+    room_version_rules::{EventIdFormatVersion, RoomVersionRules},
+};
+
+use crate::events::format::MAX_IDENTIFIER_BYTES;
 
 /// Versions of rooms that can be joined and served.
-pub const SERVED: [RoomVersionId; 7] = [
+pub const SERVED: [RoomVersionId; 12] = [
+    RoomVersionId::V1,
+    RoomVersionId::V2,
+    RoomVersionId::V3,
+    RoomVersionId::V4,
+    RoomVersionId::V5,
     RoomVersionId::V6,
     RoomVersionId::V7,
     RoomVersionId::V8,
@@ -17,8 +31,13 @@ pub const SERVED: [RoomVersionId; 7] = [
 
 /// Versions in which new rooms can be created: all that are served, as whoever asks for an old one has a reason (members on old servers).
 /// The default is one of the newer ones.
-pub const CREATABLE: [RoomVersionId; 7] = SERVED;
+pub const CREATABLE: [RoomVersionId; 12] = SERVED;
 
+static V1: RoomVersionRules = RoomVersionRules::V1;
+static V2: RoomVersionRules = RoomVersionRules::V2;
+static V3: RoomVersionRules = RoomVersionRules::V3;
+static V4: RoomVersionRules = RoomVersionRules::V4;
+static V5: RoomVersionRules = RoomVersionRules::V5;
 static V6: RoomVersionRules = RoomVersionRules::V6;
 static V7: RoomVersionRules = RoomVersionRules::V7;
 static V8: RoomVersionRules = RoomVersionRules::V8;
@@ -30,6 +49,11 @@ static V12: RoomVersionRules = RoomVersionRules::V12;
 /// The rules of a served room version; `None` for every other version.
 pub fn rules(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
     match version {
+        RoomVersionId::V1 => Some(&V1),
+        RoomVersionId::V2 => Some(&V2),
+        RoomVersionId::V3 => Some(&V3),
+        RoomVersionId::V4 => Some(&V4),
+        RoomVersionId::V5 => Some(&V5),
         RoomVersionId::V6 => Some(&V6),
         RoomVersionId::V7 => Some(&V7),
         RoomVersionId::V8 => Some(&V8),
@@ -46,6 +70,21 @@ pub fn rules(version: &RoomVersionId) -> Option<&'static RoomVersionRules> {
 /// The versions before 11 did not say that the limit counts bytes, so rooms hold such events in their history.
 pub(in crate::events) fn keeps_long_identifiers(rules: &RoomVersionRules) -> bool {
     !rules.authorization.use_room_create_sender
+}
+
+/// Whether an event of a room of this version can have this ID.
+///
+/// Spec: rooms/v1, "Event IDs"; rooms/v3, "Event IDs"; rooms/v4, "Event IDs".
+pub fn is_event_id(event_id: &EventId, rules: &RoomVersionRules) -> bool {
+    let hash = event_id.as_str().get(1..).unwrap_or_default();
+    let is_hash = |bytes: Result<Vec<u8>, _>| bytes.is_ok_and(|bytes| bytes.len() == 32);
+    match rules.event_id_format {
+        EventIdFormatVersion::V1 => {
+            event_id.server_name().is_some() && event_id.as_bytes().len() <= MAX_IDENTIFIER_BYTES
+        }
+        EventIdFormatVersion::V2 => is_hash(STANDARD_NO_PAD.decode(hash)),
+        _ => is_hash(URL_SAFE_NO_PAD.decode(hash)),
+    }
 }
 
 /// The create event of a room whose ID is made from it: an implicit auth event of all its other events.
@@ -69,9 +108,27 @@ mod tests {
     fn every_served_version_has_rules_and_others_have_none() {
         assert!(SERVED.iter().all(|version| rules(version).is_some()));
         assert!(CREATABLE.iter().all(|version| SERVED.contains(version)));
-        for version in ["1", "5", "13", "org.example.custom"] {
+        for version in ["0", "13", "org.example.custom"] {
             let version = RoomVersionId::try_from(version).expect("room versions are free text");
             assert!(rules(&version).is_none());
+        }
+    }
+
+    #[test]
+    fn what_an_event_id_looks_like_depends_on_the_version() {
+        let named = ruma::event_id!("$143273582443PhrSn:example.org");
+        let slashed = ruma::event_id!("$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk");
+        let dashed = ruma::event_id!("$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg");
+        let short = ruma::event_id!("$Rqnc");
+        for (rules, expected) in [
+            (&V1, [true, false, false, false]),
+            (&V2, [true, false, false, false]),
+            (&V3, [false, true, false, false]),
+            (&V4, [false, false, true, false]),
+            (&V12, [false, false, true, false]),
+        ] {
+            let is = [named, slashed, dashed, short].map(|id| is_event_id(id, rules));
+            assert_eq!(is, expected);
         }
     }
 

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use ruma::{
     EventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId, RoomVersionId, ServerName, UserId,
     api::federation::membership::{RawStrippedState, create_invite},
@@ -18,6 +19,7 @@ use serde_json::value::RawValue;
 use super::{
     Error, Federation,
     client::Limits,
+    join::sending_path,
     knock::told,
     leave::as_raw,
     membership::{Given, MembershipError, membership_in, rules_of, text_of},
@@ -104,25 +106,57 @@ impl Federation {
         version: &RoomVersionId,
     ) -> Result<Given, MembershipError> {
         let rules = rules_of(version)?;
+        let limits = Limits {
+            timeout: INVITE_TIMEOUT,
+            ..self.client().default_limits()
+        };
         let request = create_invite::v2::Request::new(
             room_id.to_owned(),
             proposed.event_id.clone(),
             version.clone(),
             as_raw(proposed)?,
-            shown.into_iter().map(RawStrippedState::Pdu).collect(),
+            shown.iter().cloned().map(RawStrippedState::Pdu).collect(),
         );
-        let limits = Limits {
-            timeout: INVITE_TIMEOUT,
-            ..self.client().default_limits()
+        let event = match self.client().send_within(server, request, limits).await {
+            Err(error) if error.is_unrecognized() && rules.event_format.require_event_id => {
+                self.countersigned_v1(server, room_id, (proposed, &shown))
+                    .await?
+            }
+            answer => answer?.event,
         };
-        let answer = self.client().send_within(server, request, limits).await?;
-        let given = Given::read(&answer.event, rules, room_id, &MembershipState::Invite)
+        let given = Given::read(&event, rules, room_id, &MembershipState::Invite)
             .map_err(|error| MembershipError::bad_answer(server, error.to_string()))?;
         if given.parsed.event_id != proposed.event_id {
             let reason = "it is another event that was signed";
             return Err(MembershipError::bad_answer(server, reason));
         }
         Ok(given)
+    }
+
+    /// The same by a server that has only the first version of the endpoint, which is for rooms of versions 1 and 2.
+    ///
+    /// Spec: s2s, "PUT /_matrix/federation/v1/invite/{roomId}/{eventId}".
+    async fn countersigned_v1(
+        &self,
+        server: &ServerName,
+        room_id: &RoomId,
+        (proposed, shown): (&Verified, &[Box<RawValue>]),
+    ) -> Result<Box<RawValue>, MembershipError> {
+        #[derive(serde::Deserialize)]
+        struct Answer {
+            event: Box<RawValue>,
+        }
+        let limits = Limits {
+            timeout: INVITE_TIMEOUT,
+            ..self.client().default_limits()
+        };
+        let path = sending_path("v1/invite", room_id, &proposed.event_id);
+        let body = v1_body(proposed, shown);
+        let client = self.client();
+        let answer = client.put_canonical(server, &path, body, limits).await?;
+        let answer: (u16, Answer) = serde_json::from_slice(answer.body())
+            .map_err(|error| MembershipError::bad_answer(server, error.to_string()))?;
+        Ok(answer.1.event)
     }
 
     /// Takes an invite of one of our users and signs it.
@@ -154,10 +188,7 @@ impl Federation {
             self.check_not_in_room(asked, &given.target).await?;
         }
         self.check_shown(room_id, rules, invitation.shown).await?;
-        let signed = self
-            .inner
-            .signer
-            .countersign(&mut given.parsed.object, rules);
+        let signed = self.inner.signer.countersign(&mut given.parsed, rules);
         signed.map_err(|error| MembershipError::Invalid(error.to_string().into()))?;
         let target = given.target.clone();
         let event = self.verify_one(given.parsed, rules).await;
@@ -324,4 +355,19 @@ impl Federation {
         };
         Ok(self.inner.rooms.set_outside(change).await?)
     }
+}
+
+/// An invite with what it shows of its room beside what is signed. `unsigned` is the last key of an event.
+fn v1_body(proposed: &Verified, shown: &[Box<RawValue>]) -> Bytes {
+    let event = proposed.json.strip_suffix(b"}").unwrap_or(&proposed.json);
+    let mut body = event.to_vec();
+    body.extend_from_slice(b",\"unsigned\":{\"invite_room_state\":[");
+    for (at, event) in shown.iter().enumerate() {
+        if at > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(event.get().as_bytes());
+    }
+    body.extend_from_slice(b"]}}");
+    body.into()
 }

@@ -243,7 +243,7 @@ impl Federation {
 }
 
 /// The path of `send_join` and its like.
-fn sending_path(endpoint: &str, room_id: &RoomId, event_id: &EventId) -> String {
+pub(super) fn sending_path(endpoint: &str, room_id: &RoomId, event_id: &EventId) -> String {
     let (room_id, event_id) = (escaped(room_id.as_str()), escaped(event_id.as_str()));
     format!("/_matrix/federation/{endpoint}/{room_id}/{event_id}")
 }

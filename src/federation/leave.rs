@@ -83,6 +83,8 @@ impl Federation {
         let mut content = CanonicalJsonObject::new();
         let membership = MembershipState::Leave.as_str().to_owned();
         content.insert("membership".to_owned(), membership.into());
+        let rules = rules_of(&version)?;
+        let named = self.inner.rooms.named(rules, [&invite])?;
         let new = NewPdu {
             room_id: Some(room_id.clone()),
             sender: user.to_owned(),
@@ -94,8 +96,9 @@ impl Federation {
             prev_events: vec![invite.event_id.clone()],
             auth_events: vec![invite.event_id],
             redacts: None,
+            named,
         };
-        let built = self.inner.signer.build(new, rules_of(&version)?);
+        let built = self.inner.signer.build(new, rules);
         let event = built.map_err(rooms::Error::from)?;
         Ok(Outside::new(&row.version, &event, row.servers))
     }

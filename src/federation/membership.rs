@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 
 use ruma::{
-    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedServerName,
-    OwnedUserId, RoomVersionId, ServerName, UInt, UserId,
+    CanonicalJsonObject, MilliSecondsSinceUnixEpoch, OwnedRoomId, OwnedServerName, OwnedUserId,
+    RoomVersionId, ServerName, UInt, UserId,
     canonical_json::CanonicalJsonValue,
     events::{TimelineEventType, room::member::MembershipState},
     room_version_rules::RoomVersionRules,
@@ -17,7 +17,7 @@ use super::{Error, Federation};
 use crate::{
     accounts,
     events::{
-        NewPdu, Verified,
+        Named, NewPdu, References, Verified,
         format::{self, MAX_AUTH_EVENTS, MAX_PREV_EVENTS, Parsed},
         version,
     },
@@ -127,8 +127,8 @@ struct Template {
     state_key: String,
     content: TemplateContent,
     depth: u64,
-    prev_events: Vec<OwnedEventId>,
-    auth_events: Vec<OwnedEventId>,
+    prev_events: References,
+    auth_events: References,
 }
 
 #[derive(Deserialize)]
@@ -157,8 +157,8 @@ impl Federation {
         if !is_asked {
             return Err(bad("the template is of another event"));
         }
-        if template.prev_events.len() > MAX_PREV_EVENTS
-            || template.auth_events.len() > MAX_AUTH_EVENTS
+        if template.prev_events.ids.len() > MAX_PREV_EVENTS
+            || template.auth_events.ids.len() > MAX_AUTH_EVENTS
         {
             return Err(bad("the template cites too many events"));
         }
@@ -173,6 +173,15 @@ impl Federation {
                 user.to_string().into(),
             );
         }
+        let (prev_events, auth_events) = (template.prev_events, template.auth_events);
+        let named = rules.event_format.require_event_id.then(|| Named {
+            event_id: self.inner.rooms.new_event_id(),
+            hashes: prev_events
+                .hashes
+                .into_iter()
+                .chain(auth_events.hashes)
+                .collect(),
+        });
         let new = NewPdu {
             room_id: Some(draft.room_id.clone()),
             sender: draft.user.to_owned(),
@@ -181,9 +190,10 @@ impl Federation {
             content,
             origin_server_ts: self.now(),
             depth: template.depth,
-            prev_events: template.prev_events,
-            auth_events: template.auth_events,
+            prev_events: prev_events.ids,
+            auth_events: auth_events.ids,
             redacts: None,
+            named,
         };
         let built = self.inner.signer.build(new, rules);
         Ok(built.map_err(rooms::Error::from)?)

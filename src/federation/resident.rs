@@ -115,7 +115,7 @@ impl Federation {
         self.require_permit(room, &given).await?;
         self.inner
             .signer
-            .countersign(&mut given.parsed.object, rules)
+            .countersign(&mut given.parsed, rules)
             .map_err(|error| MembershipError::Invalid(error.to_string().into()))?;
         let servers = self.servers_before(room).await?;
         let event = self.take_vouched(room, given, rules).await?;

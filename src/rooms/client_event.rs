@@ -206,6 +206,10 @@ fn write_content(to: &mut Vec<u8>, pdu: &Pdu) {
 fn write_federation(to: &mut Vec<u8>, pdu: &Pdu) {
     let json = pdu.json.strip_suffix(b"}").unwrap_or(&pdu.json);
     to.extend_from_slice(json);
+    // In versions 1 and 2 it is a part of the event.
+    if pdu.is_named() {
+        return;
+    }
     to.extend_from_slice(b",\"event_id\":");
     write_text(to, pdu.event_id.as_str());
 }

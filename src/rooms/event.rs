@@ -1,14 +1,18 @@
 //! One stored event: its body (`ev`), its metadata (`em`), and how its ID leads to it (`eid`).
 //!
-//! The body is the canonical JSON that was signed, without `unsigned` and, as its ID is a hash of the rest, without
+//! The body is the canonical JSON that was signed, without `unsigned` and, where its ID is a hash of the rest, without
 //! `event_id`. What this server knows about the event is the metadata. engine.md section 5.2.
+
+mod key;
 
 use std::sync::Arc;
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use ruma::{EventId, OwnedEventId};
+use ruma::EventId;
 use smallvec::SmallVec;
+
+pub(crate) use self::key::EventKey;
+pub(super) use self::key::{place, places, put_text, take_text};
 
 use super::{Error, RoomNumber, TypeNumber};
 use crate::{
@@ -17,11 +21,6 @@ use crate::{
     storage::{Batch, Family, Position, PositionAt, Record, Snapshot, Table},
 };
 
-/// The 32 bytes that an event ID of room version 4 and later is made of.
-pub(crate) type EventHash = [u8; 32];
-
-pub(super) static EVENT_IDS: Table<(EventHash,), EventPlace> =
-    Table::new("event_ids", Family::EventIds, b'e');
 pub(super) static BODIES: Table<(RoomNumber, EventNumber), Body> =
     Table::new("bodies", Family::Events, b'e');
 pub(super) static METAS: Table<(RoomNumber, EventNumber), EventMeta> =
@@ -51,31 +50,38 @@ impl Record for EventPlace {
 /// The stored body: format, ID, canonical JSON. Empty JSON: a stub, or a purged body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Body {
-    pub(super) hash: EventHash,
+    pub(super) id: EventKey,
     pub(super) json: Bytes,
 }
 
-/// The body is canonical JSON as it is.
+/// The ID is a hash, the body is canonical JSON as it is.
 const FORMAT_JSON: u8 = 0;
+/// The ID is text, the body is JSON as it is.
+const FORMAT_TEXT_ID_JSON: u8 = 2;
 
 impl Record for Body {
     fn encode(&self, to: &mut Vec<u8>) {
-        to.push(FORMAT_JSON);
-        to.extend_from_slice(&self.hash);
+        match &self.id {
+            EventKey::Hash(hash) => {
+                to.push(FORMAT_JSON);
+                to.extend_from_slice(hash);
+            }
+            EventKey::Text(text) => {
+                to.push(FORMAT_TEXT_ID_JSON);
+                put_text(to, text);
+            }
+        }
         to.extend_from_slice(&self.json);
     }
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
-        match reader.u8()? {
-            FORMAT_JSON => {}
+        let id = match reader.u8()? {
+            FORMAT_JSON => EventKey::Hash(reader.array()?),
+            FORMAT_TEXT_ID_JSON => EventKey::Text(take_text(&mut reader)?),
             other => return Err(format!("unknown body format {other}")),
-        }
-        let hash = reader
-            .take(32)?
-            .try_into()
-            .map_err(|_short| "short hash".to_owned())?;
+        };
         Ok(Self {
-            hash,
+            id,
             json: Bytes::copy_from_slice(reader.0),
         })
     }
@@ -317,26 +323,6 @@ impl StoredEvent {
     }
 }
 
-/// The bytes behind an event ID; `None` if it is not an ID of room version 4 or later.
-pub(crate) fn hash_of(event_id: &EventId) -> Option<EventHash> {
-    let bytes = URL_SAFE_NO_PAD.decode(event_id.as_str().get(1..)?).ok()?;
-    bytes.try_into().ok()
-}
-
-/// The event ID of these bytes.
-pub(crate) fn id_of(hash: &EventHash) -> OwnedEventId {
-    let text = format!("${}", URL_SAFE_NO_PAD.encode(hash));
-    EventId::parse(text).expect("a sigil and 43 characters are an event ID")
-}
-
-/// Where the event of this ID lies, if this server has heard of it.
-pub(super) fn place(snapshot: &Snapshot, event_id: &EventId) -> Result<Option<EventPlace>, Error> {
-    match hash_of(event_id) {
-        Some(hash) => Ok(snapshot.get(&EVENT_IDS, &(hash,))?),
-        None => Ok(None),
-    }
-}
-
 /// Reads the events of `numbers`, in their order; `None` where there is only a stub or nothing.
 pub(super) fn load(
     snapshot: &Snapshot,
@@ -356,7 +342,7 @@ pub(super) fn load(
 
 fn decode(number: EventNumber, body: Body, meta: EventMeta) -> Result<Arc<StoredEvent>, Error> {
     let rejected = meta.has(flag::REJECTED_BY_AUTH_EVENTS | flag::REJECTED_BY_STATE);
-    let pdu = Pdu::from_stored(id_of(&body.hash), body.json, rejected)
+    let pdu = Pdu::from_stored(body.id.id(), body.json, rejected)
         .map_err(|malformed| Error::corrupt("bodies", &malformed.to_string()))?;
     Ok(Arc::new(StoredEvent {
         number,
@@ -366,35 +352,24 @@ fn decode(number: EventNumber, body: Body, meta: EventMeta) -> Result<Arc<Stored
 }
 
 /// Adds the rows of one event.
-pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent, hash: EventHash) {
+pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent, id: &EventKey) {
     let key = (room, event.number);
-    batch.put(
-        &EVENT_IDS,
-        &(hash,),
-        &EventPlace {
-            room,
-            event: event.number,
-        },
-    );
-    batch.put(
-        &BODIES,
-        &key,
-        &Body {
-            hash,
-            json: event.pdu.json.clone(),
-        },
-    );
+    let place = EventPlace {
+        room,
+        event: event.number,
+    };
+    key::insert(batch, id, place);
+    let body = Body {
+        id: id.clone(),
+        json: event.pdu.json.clone(),
+    };
+    batch.put(&BODIES, &key, &body);
     batch.put_stamped(&METAS, &key, &event.meta, EventMeta::POSITION);
 }
 
 /// Adds the rows of an event without a position: an outlier, or one that came before what is live.
-pub(super) fn insert_past(
-    batch: &mut Batch,
-    room: RoomNumber,
-    event: &StoredEvent,
-    hash: EventHash,
-) {
-    insert(batch, room, event, hash);
+pub(super) fn insert_past(batch: &mut Batch, room: RoomNumber, event: &StoredEvent, id: &EventKey) {
+    insert(batch, room, event, id);
     // The later write counts.
     batch.put(&METAS, &(room, event.number), &event.meta);
 }

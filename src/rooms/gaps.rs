@@ -7,7 +7,7 @@ use ruma::{EventId, OwnedEventId};
 
 use super::{
     Error, RoomNumber, Rooms,
-    event::{EventHash, Reader, hash_of, id_of, put_varint},
+    event::{EventKey, Reader, put_text, put_varint, take_text},
 };
 use crate::storage::{Batch, Family, Index, Order, Record, Snapshot, Table};
 
@@ -20,20 +20,32 @@ const MAX_MISSING: usize = 100;
 
 /// The events that are missing, those that come next first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct GapRow(Vec<EventHash>);
+pub(super) struct GapRow(Vec<EventKey>);
 
 impl Record for GapRow {
+    /// The hashes with their number; then, if there are any, the IDs that are text.
     fn encode(&self, to: &mut Vec<u8>) {
-        put_varint(to, self.0.len() as u64);
-        for hash in &self.0 {
-            to.extend_from_slice(hash);
+        let is_hash = |id: &&EventKey| matches!(id, EventKey::Hash(_));
+        put_varint(to, self.0.iter().filter(is_hash).count() as u64);
+        for id in &self.0 {
+            if let EventKey::Hash(hash) = id {
+                to.extend_from_slice(hash);
+            }
+        }
+        for id in &self.0 {
+            if let EventKey::Text(text) = id {
+                put_text(to, text);
+            }
         }
     }
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
         let mut missing = Vec::new();
         for _ in 0..reader.varint()? {
-            missing.push(reader.array()?);
+            missing.push(EventKey::Hash(reader.array()?));
+        }
+        while !reader.0.is_empty() {
+            missing.push(EventKey::Text(take_text(&mut reader)?));
         }
         Ok(Self(missing))
     }
@@ -51,15 +63,15 @@ pub struct Gap {
 
 impl GapRow {
     pub(super) fn of<'a>(missing: impl IntoIterator<Item = &'a EventId>) -> Self {
-        let mut hashes: Vec<_> = missing.into_iter().filter_map(hash_of).collect();
-        hashes.sort_unstable();
-        hashes.dedup();
-        hashes.truncate(MAX_MISSING);
-        Self(hashes)
+        let mut missing: Vec<_> = missing.into_iter().map(EventKey::of).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        missing.truncate(MAX_MISSING);
+        Self(missing)
     }
 
     pub(super) fn ids(&self) -> Vec<OwnedEventId> {
-        self.0.iter().map(id_of).collect()
+        self.0.iter().map(EventKey::id).collect()
     }
 }
 
@@ -83,12 +95,12 @@ const MAX_SEARCHED: usize = 1_000;
 pub(super) fn naming(
     snapshot: &Snapshot,
     room: RoomNumber,
-    hash: &EventHash,
+    id: &EventKey,
 ) -> Result<Option<Gap>, Error> {
     let rows = snapshot.scan(GAPS.prefix(&(room,)), Order::Backward);
     for row in rows.take(MAX_SEARCHED) {
         let ((_, Index(index)), gap) = row?;
-        if gap.0.contains(hash) {
+        if gap.0.contains(id) {
             let missing = gap.ids();
             return Ok(Some(Gap {
                 room,
@@ -110,9 +122,7 @@ impl Rooms {
     ) -> Result<Vec<OwnedEventId>, Error> {
         let mut named = Vec::new();
         for id in ids {
-            if let Some(hash) = hash_of(id)
-                && naming(snapshot, room, &hash)?.is_some()
-            {
+            if naming(snapshot, room, &EventKey::of(id))?.is_some() {
                 named.push(id.clone());
             }
         }
@@ -133,5 +143,29 @@ impl Rooms {
             index,
             missing: gap.ids(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruma::event_id;
+
+    use super::*;
+
+    #[test]
+    fn a_gap_names_events_of_every_room_version() {
+        let ids = [
+            event_id!("$Rqnc-F-dvnEYJTyHq_iKxU2bZ1CI92-kuZq3a5lr5Zg"),
+            event_id!("$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk"),
+            event_id!("$a4ecee13e2accdadf56c1025:example.com"),
+        ];
+        for ids in [&ids[..], &ids[..1], &ids[1..], &[]] {
+            let row = GapRow::of(ids.iter().copied());
+            let mut bytes = Vec::new();
+            row.encode(&mut bytes);
+            let again = GapRow::decode(&bytes).expect("the row was just written");
+            assert_eq!(again.ids(), row.ids());
+            assert_eq!(again, row);
+        }
     }
 }

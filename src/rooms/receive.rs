@@ -18,7 +18,7 @@ pub use self::history::HistoryEvent;
 use self::judge::{Arrival, Place, Verdict};
 use super::{
     Error, RoomNumber, RoomWriter, Rooms, StoredEvent,
-    event::{self, flag, hash_of},
+    event::{self, EventKey, flag},
     gaps::{self, Gap},
     state,
     writer::place::Prepared,
@@ -115,13 +115,13 @@ impl RoomWriter {
             return Ok(None);
         };
         self.settled().await?;
-        let (rooms, room, hash) = (self.rooms().clone(), self.room(), arrival.hash);
+        let (rooms, room, id) = (self.rooms().clone(), self.room(), arrival.id.clone());
         self.rooms()
             .store
             .read(move |snapshot| {
                 let known = rooms.event(snapshot, room, own)?;
                 match known.is_none_or(|event| event.meta.has(flag::OUTLIER)) {
-                    true => gaps::naming(snapshot, room, &hash),
+                    true => gaps::naming(snapshot, room, &id),
                     false => Ok(None),
                 }
             })
@@ -240,7 +240,7 @@ impl RoomWriter {
         let key = pdu.state_key.as_deref();
         let numbers = self.numbers_of(&pdu.sender, &pdu.event_type, key).await?;
         Ok(Arrival {
-            hash: hash_of(&pdu.event_id).ok_or(Error::UnsupportedVersion)?,
+            id: EventKey::of(&pdu.event_id),
             own: self.own_number(&pdu.event_id)?,
             pdu: Arc::new(pdu),
             numbers,
@@ -257,10 +257,20 @@ impl RoomWriter {
             None => super::resolution::create_event_id(&head.room_id)
                 .is_some_and(|create| create == pdu.event_id),
         };
-        match is_here {
+        match is_here && !self.is_elsewhere(&pdu.event_id)? {
             true => Ok(()),
             false => Err(Error::Invalid("the event belongs to another room".into())),
         }
+    }
+
+    /// Whether another room has an event of this ID. Hashes do not repeat, but in versions 1 and 2 servers choose the IDs.
+    fn is_elsewhere(&self, event_id: &EventId) -> Result<bool, Error> {
+        let id = EventKey::of(event_id);
+        if matches!(id, EventKey::Hash(_)) {
+            return Ok(false);
+        }
+        let place = event::place(&self.rooms().store.snapshot()?, &id)?;
+        Ok(place.is_some_and(|place| place.room != self.room()))
     }
 
     /// The number of an event of this room, if it was ever mentioned. A filter in memory answers for most that are new.
@@ -290,12 +300,10 @@ impl Rooms {
         room: RoomNumber,
         event_ids: &[OwnedEventId],
     ) -> Result<Vec<OwnedEventId>, Error> {
-        let hashes: Vec<_> = event_ids.iter().map(|id| hash_of(id)).collect();
-        let keys: Vec<_> = hashes.iter().flatten().map(|hash| (*hash,)).collect();
-        let mut places = snapshot.get_many(&event::EVENT_IDS, &keys)?.into_iter();
+        let keys: Vec<_> = event_ids.iter().map(|id| EventKey::of(id)).collect();
+        let places = event::places(snapshot, &keys)?;
         let mut unknown = Vec::new();
-        for (id, hash) in event_ids.iter().zip(hashes) {
-            let place = hash.and_then(|_| places.next().flatten());
+        for (id, place) in event_ids.iter().zip(places) {
             if place.is_none_or(|place| place.room != room) {
                 unknown.push(id.clone());
             }

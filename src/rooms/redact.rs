@@ -9,7 +9,7 @@ use ruma::{UserId, room_version_rules::RoomVersionRules};
 
 use super::{
     Error, RoomNumber, StoredEvent,
-    event::{BODIES, Body, METAS, Relation, flag, hash_of},
+    event::{BODIES, Body, EventKey, METAS, Relation, flag},
     relations,
     threads::{self, ThreadChange},
 };
@@ -79,17 +79,15 @@ pub(super) fn redacted(target: &StoredEvent, rules: &RoomVersionRules) -> Result
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, redacted: &Redacted) {
     let event = &redacted.event;
     let key = (room, event.number);
-    let Some(hash) = hash_of(&event.pdu.event_id) else {
-        return;
-    };
+    let id = EventKey::of(&event.pdu.event_id);
     let body = Body {
-        hash,
+        id: id.clone(),
         json: event.pdu.json.clone(),
     };
     batch.put(&BODIES, &key, &body);
     batch.put(&METAS, &key, &event.meta);
     let original = Body {
-        hash,
+        id,
         json: redacted.original.clone(),
     };
     batch.put(&ORIGINALS, &key, &original);

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{EventId, OwnedEventId, RoomVersionId, events::StateEventType, state_res::StateMap};
+use ruma::{
+    EventId, OwnedEventId, RoomVersionId, events::StateEventType,
+    room_version_rules::StateResolutionVersion, state_res::StateMap,
+};
 use smallvec::SmallVec;
 
 use super::{
@@ -136,7 +139,10 @@ impl Conflict {
             .map(|state| state.values().copied().collect())
             .collect();
         let conflicted = sets.concat();
-        let difference = graph.auth_difference(&self.common(source)?, &sets);
+        let difference = match head.rules.state_res {
+            StateResolutionVersion::V1 => Vec::new(),
+            _ => graph.auth_difference(&self.common(source)?, &sets),
+        };
         let subgraph = match head.rules.state_res.v2_rules() {
             Some(rules) if rules.consider_conflicted_state_subgraph => {
                 graph.conflicted_subgraph(&conflicted)

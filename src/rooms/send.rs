@@ -7,7 +7,7 @@ use ruma::{
 
 use super::{
     Error, RoomNumber, Rooms, StoredEvent,
-    event::{EventHash, Reader, hash_of, id_of, put_u48},
+    event::{EventKey, Reader, put_u48},
 };
 use crate::{
     accounts::UserNumber,
@@ -28,25 +28,22 @@ pub(super) type TransactionKey = (UserNumber, u64, [u8; 32]);
 const TRANSACTION_TTL_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// The event that a client's transaction ID led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TransactionRow {
     expires_ms: u64,
-    hash: EventHash,
+    id: EventKey,
 }
 
 impl Record for TransactionRow {
     fn encode(&self, to: &mut Vec<u8>) {
         put_u48(to, self.expires_ms);
-        to.extend_from_slice(&self.hash);
+        self.id.put_last(to);
     }
     fn decode(from: &[u8]) -> Result<Self, String> {
         let mut reader = Reader(from);
         let expires_ms = reader.u48()?;
-        let hash = reader
-            .take(32)?
-            .try_into()
-            .map_err(|_short| "short hash".to_owned())?;
-        Ok(Self { expires_ms, hash })
+        let id = EventKey::take_last(reader.0)?;
+        Ok(Self { expires_ms, id })
     }
 }
 
@@ -164,7 +161,7 @@ impl Rooms {
         let now = self.clock.now_ms();
         Ok(row
             .filter(|row| row.expires_ms > now)
-            .map(|row| id_of(&row.hash)))
+            .map(|row| row.id.id()))
     }
 
     /// The key of an event's transaction, if it has one.
@@ -188,9 +185,8 @@ impl Rooms {
         event_id: &ruma::EventId,
     ) {
         let expires_ms = self.clock.now_ms() + TRANSACTION_TTL_MS;
-        if let Some(hash) = hash_of(event_id) {
-            batch.put(&TRANSACTIONS, key, &TransactionRow { expires_ms, hash });
-        }
+        let id = EventKey::of(event_id);
+        batch.put(&TRANSACTIONS, key, &TransactionRow { expires_ms, id });
         let sent_with = SentWith {
             expires_ms,
             user: transaction.user,

@@ -18,7 +18,7 @@ use ruma::{
 
 use super::{
     Error, EventMeta, RoomNumber, Rooms, StoredEvent,
-    event::{self, flag, id_of},
+    event::{self, flag},
     membership, membership_of,
     state::{self, Source},
 };
@@ -323,9 +323,9 @@ impl Rooms {
     ) -> Result<Vec<OwnedEventId>, Error> {
         let mut ids = Vec::with_capacity(states.len());
         for states in states.chunks(CHUNK) {
-            for hash in state::event_hashes(snapshot, room, states)? {
-                let hash = hash.ok_or_else(|| Error::corrupt("state_ids", "missing"))?;
-                ids.push(id_of(&hash));
+            for id in state::event_keys(snapshot, room, states)? {
+                let id = id.ok_or_else(|| Error::corrupt("state_ids", "missing"))?;
+                ids.push(id.id());
             }
         }
         Ok(ids)

@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use super::{
     Error, RoomNumber, Rooms, StoredEvent, TypeNumber,
     draft::Draft,
-    event::{EventHash, Reader, put_varint},
+    event::{EventKey, Reader, put_varint},
     stubs,
     threads::ThreadRow,
 };
@@ -30,7 +30,7 @@ static KEY_NUMBERS: Table<(RoomNumber, TypeNumber, Text), u32> =
     Table::new("state_key_numbers", Family::State, b'K');
 pub(super) static GRAPH: Table<(RoomNumber, StateNumber), GraphRow> =
     Table::new("state_graph", Family::State, b'g');
-static STATE_IDS: Table<(RoomNumber, StateNumber), EventHash> =
+static STATE_IDS: Table<(RoomNumber, StateNumber), EventKey> =
     Table::new("state_ids", Family::State, b'i');
 pub(super) static NODES: Table<(RoomNumber, NodeNumber), Node> =
     Table::new("state_nodes", Family::State, b'n');
@@ -181,8 +181,7 @@ pub(super) struct Fresh {
 impl Fresh {
     pub(super) fn add_stubs(&mut self, stubs: &[stubs::Stub]) {
         for stub in stubs {
-            let id = super::event::id_of(&stub.hash);
-            self.event_numbers.insert(id, stub.event);
+            self.event_numbers.insert(stub.id.id(), stub.event);
             if let Some(redaction) = stub.redacted_by {
                 self.redactions.insert(stub.event, redaction);
             }
@@ -405,18 +404,16 @@ impl<'a> Source<'a> {
         if self.unborn {
             return Ok(None);
         }
-        let Some(hash) = super::event::hash_of(event_id) else {
-            return Ok(None);
-        };
-        let cached = self.rooms.caches.places.get(&hash);
+        let id = EventKey::of(event_id);
+        let cached = self.rooms.caches.places.get(&id);
         if let Some(place) = cached.filter(|place| place.room == self.room) {
             return Ok(Some(place.event));
         }
-        let place = super::event::place(self.snapshot()?, event_id)?;
+        let place = super::event::place(self.snapshot()?, &id)?;
         if let Some(place) = place.filter(|place| place.room == self.room) {
             return Ok(Some(place.event));
         }
-        stubs::number(self.snapshot()?, self.room, &hash)
+        stubs::number(self.snapshot()?, self.room, &id)
     }
 
     /// The state event at a key of a state.
@@ -503,7 +500,7 @@ pub(super) struct StateRows {
 }
 
 /// Adds the rows of a state event.
-pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, hash: &EventHash) {
+pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, id: &EventKey) {
     if rows.is_new_key {
         let (number, key) = (rows.graph.key, &rows.key);
         batch.put(&KEYS, &(room, number), key);
@@ -515,7 +512,7 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, hash
     }
     if rows.is_new {
         batch.put(&GRAPH, &(room, rows.state), &rows.graph);
-        batch.put(&STATE_IDS, &(room, rows.state), hash);
+        batch.put(&STATE_IDS, &(room, rows.state), id);
     }
     for (number, node) in &rows.nodes {
         insert_node(batch, room, *number, node);
@@ -533,12 +530,12 @@ pub(super) fn insert_root(batch: &mut Batch, room: RoomNumber, number: RootNumbe
     batch.put(&ROOTS, &(room, number), root);
 }
 
-/// The bytes behind the IDs of state events, in their order, in one call.
-pub(super) fn event_hashes(
+/// The IDs of state events, in their order, in one call.
+pub(super) fn event_keys(
     snapshot: &Snapshot,
     room: RoomNumber,
     states: &[StateNumber],
-) -> Result<Vec<Option<EventHash>>, Error> {
+) -> Result<Vec<Option<EventKey>>, Error> {
     let keys: Vec<_> = states.iter().map(|state| (room, *state)).collect();
     Ok(snapshot.get_many(&STATE_IDS, &keys)?)
 }

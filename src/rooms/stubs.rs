@@ -5,20 +5,21 @@
 
 use super::{
     Error, EventMeta, RoomNumber,
-    event::{BODIES, Body, EventHash, METAS, flag},
+    event::{BODIES, Body, EventKey, METAS, flag},
 };
 use crate::{
-    events::EventNumber,
-    storage::{Batch, Family, Snapshot, Table},
+    events::{EventNumber, format::MAX_IDENTIFIER_BYTES},
+    storage::{Batch, Family, Snapshot, Table, Text},
 };
 
-static STUBS: Table<(RoomNumber, EventHash), u32> = Table::new("stubs", Family::EventIds, b's');
+static BY_HASH: Table<(RoomNumber, [u8; 32]), u32> = Table::new("stubs", Family::EventIds, b's');
+static BY_TEXT: Table<(RoomNumber, Text), u32> = Table::new("old_stubs", Family::EventIds, b'S');
 
 /// A stub that is written.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Stub {
     pub(super) event: EventNumber,
-    pub(super) hash: EventHash,
+    pub(super) id: EventKey,
     /// A redaction that came before what it redacts.
     pub(super) redacted_by: Option<EventNumber>,
 }
@@ -27,16 +28,27 @@ pub(super) struct Stub {
 pub(super) fn number(
     snapshot: &Snapshot,
     room: RoomNumber,
-    hash: &EventHash,
+    id: &EventKey,
 ) -> Result<Option<EventNumber>, Error> {
-    Ok(snapshot.get(&STUBS, &(room, *hash))?.map(EventNumber))
+    let found = match id {
+        EventKey::Hash(hash) => snapshot.get(&BY_HASH, &(room, *hash))?,
+        // No event has such an ID, and no table such keys.
+        EventKey::Text(text) if text.len() > MAX_IDENTIFIER_BYTES => None,
+        EventKey::Text(text) => snapshot.get(&BY_TEXT, &(room, Text::from(&**text)))?,
+    };
+    Ok(found.map(EventNumber))
 }
 
 /// Adds a stub, or replaces what is known of one.
 pub(super) fn insert(batch: &mut Batch, room: RoomNumber, stub: &Stub) {
-    batch.put(&STUBS, &(room, stub.hash), &stub.event.0);
+    match &stub.id {
+        EventKey::Hash(hash) => batch.put(&BY_HASH, &(room, *hash), &stub.event.0),
+        EventKey::Text(text) => {
+            batch.put(&BY_TEXT, &(room, Text::from(&**text)), &stub.event.0);
+        }
+    }
     let body = Body {
-        hash: stub.hash,
+        id: stub.id.clone(),
         json: bytes::Bytes::new(),
     };
     batch.put(&BODIES, &(room, stub.event), &body);
@@ -49,8 +61,11 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, stub: &Stub) {
 }
 
 /// The event has come.
-pub(super) fn remove(batch: &mut Batch, room: RoomNumber, hash: &EventHash) {
-    batch.delete(&STUBS, &(room, *hash));
+pub(super) fn remove(batch: &mut Batch, room: RoomNumber, id: &EventKey) {
+    match id {
+        EventKey::Hash(hash) => batch.delete(&BY_HASH, &(room, *hash)),
+        EventKey::Text(text) => batch.delete(&BY_TEXT, &(room, Text::from(&**text))),
+    }
 }
 
 /// The redaction that came before its target, by the target's number.
@@ -67,8 +82,8 @@ pub(super) fn redacted_by(
 pub(super) fn leads(
     snapshot: &Snapshot,
     room: RoomNumber,
-    hash: &EventHash,
+    id: &EventKey,
     event: EventNumber,
 ) -> Result<bool, Error> {
-    Ok(number(snapshot, room, hash)? == Some(event))
+    Ok(number(snapshot, room, id)? == Some(event))
 }

@@ -4,7 +4,7 @@
 //! What comes back signed enters the room as any event of another server does: [`RoomWriter::receive`].
 
 use ruma::{
-    CanonicalJsonObject, OwnedEventId, RoomVersionId, UserId,
+    CanonicalJsonObject, RoomVersionId, UserId,
     events::{StateEventType, TimelineEventType},
 };
 use serde_json::value::RawValue;
@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::{
     Error, NewEvent, RoomNumber, RoomWriter, Rooms, head::Head, milliseconds, state::Source,
 };
-use crate::events::{NewPdu, Verified, auth, canonical, extremities};
+use crate::events::{NewPdu, Pdu, Verified, auth, canonical, extremities};
 
 /// State that a user is shown of a room before joining it.
 ///
@@ -42,8 +42,10 @@ impl RoomWriter {
         let version = self.version()?;
         let mut object = canonical::parse(&event.json)
             .map_err(|_not_canonical| Error::corrupt("bodies", "not canonical"))?;
-        object.remove("hashes");
-        object.remove("signatures");
+        // Where there is an ID of its own, the server that asks gives it.
+        for field in ["event_id", "hashes", "signatures"] {
+            object.remove(field);
+        }
         Ok((object, version))
     }
 
@@ -137,14 +139,14 @@ fn proposal(
     let is_cited = |event_type: &StateEventType| {
         !(implicit_create && *event_type == StateEventType::RoomCreate)
     };
-    let auth_events = found
+    let cited = found
         .iter()
         .filter(|(event_type, ..)| is_cited(event_type))
-        .map(|(_, _, event)| event.pdu.event_id.clone())
+        .map(|(_, _, event)| &*event.pdu)
         .collect();
     let event = rooms
         .signer
-        .build(on_head(rooms, head, new, auth_events), head.rules)?;
+        .build(on_head(head, source, new, cited)?, head.rules)?;
     let fetch = |event_type: &StateEventType, key: &str| {
         found
             .iter()
@@ -158,13 +160,25 @@ fn proposal(
     Ok(event)
 }
 
-fn on_head(rooms: &Rooms, head: &Head, new: &NewEvent, auth_events: Vec<OwnedEventId>) -> NewPdu {
+fn on_head(
+    head: &Head,
+    source: &Source<'_>,
+    new: &NewEvent,
+    auth_events: Vec<&Pdu>,
+) -> Result<NewPdu, Error> {
+    let rooms = source.rooms;
     let newest_first: Vec<_> = head.extremities.iter().rev().collect();
     let cited = extremities::to_cite(newest_first, |below| {
         let picked = rooms.clock.random_below(below as u64);
         usize::try_from(picked).unwrap_or_default()
     });
-    NewPdu {
+    let named = rooms.named_after(
+        head.rules,
+        source,
+        cited.iter().map(|(number, _)| *number),
+        &auth_events,
+    )?;
+    Ok(NewPdu {
         room_id: Some(head.room_id.clone()),
         sender: new.sender.clone(),
         event_type: new.event_type.clone(),
@@ -178,9 +192,13 @@ fn on_head(rooms: &Rooms, head: &Head, new: &NewEvent, auth_events: Vec<OwnedEve
             .into_iter()
             .map(|(_, event_id)| event_id.clone())
             .collect(),
-        auth_events,
+        auth_events: auth_events
+            .iter()
+            .map(|event| event.event_id.clone())
+            .collect(),
         redacts: new.redacts.clone(),
-    }
+        named,
+    })
 }
 
 #[cfg(test)]

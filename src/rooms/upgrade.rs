@@ -15,7 +15,7 @@ use super::{
     directory, membership_of, object,
 };
 use crate::{
-    events::power::Level,
+    events::power::{Level, in_whole_numbers},
     storage::{Batch, Snapshot},
 };
 
@@ -76,7 +76,9 @@ impl Rooms {
             .store
             .read(move |snapshot| Old::read(&rooms, snapshot, room))
             .await?;
-        let new_id = self.create(old.successor(&upgrade)?).await?;
+        let new_id = self
+            .create(old.successor(&upgrade, levels.creators())?)
+            .await?;
         self.move_names(&old, &new_id, &upgrade).await?;
         let content = object(json!({
             "body": "This room has been replaced",
@@ -171,6 +173,33 @@ async fn close(
     Ok(())
 }
 
+/// Gives users the highest of all levels, who needed none before.
+fn list_creators(levels: &mut CanonicalJsonObject, creators: &[OwnedUserId]) -> Result<(), Error> {
+    const LEAST: i64 = 100;
+    let number = |level: &CanonicalJsonValue| match level {
+        CanonicalJsonValue::Integer(level) => i64::from(*level),
+        _ => 0,
+    };
+    let highest = levels.values().map(|level| match level {
+        CanonicalJsonValue::Object(levels) => levels.values().map(number).max().unwrap_or(0),
+        level => number(level),
+    });
+    let highest = highest.max().unwrap_or(0).max(LEAST);
+    let highest = CanonicalJsonValue::try_from(json!(highest))
+        .map_err(|_range| Error::Invalid("a power level is out of range".into()))?;
+    let users = levels
+        .entry("users".to_owned())
+        .or_insert_with(|| CanonicalJsonValue::Object(CanonicalJsonObject::new()));
+    if let CanonicalJsonValue::Object(users) = users {
+        users.extend(
+            creators
+                .iter()
+                .map(|user| (user.to_string(), highest.clone())),
+        );
+    }
+    Ok(())
+}
+
 impl Old {
     fn read(rooms: &Rooms, snapshot: &Snapshot, room: RoomNumber) -> Result<Self, Error> {
         let head = rooms.head(snapshot, room)?.ok_or(Error::NotFound)?;
@@ -194,7 +223,10 @@ impl Old {
             room,
             room_id: rooms.room_id(room).ok_or(Error::NotFound)?,
             create: one("m.room.create")?.unwrap_or_default(),
-            power_levels: one("m.room.power_levels")?.unwrap_or_default(),
+            power_levels: rooms
+                .state_event(snapshot, at, "m.room.power_levels", "")?
+                .map(|event| in_whole_numbers(&event.pdu))
+                .unwrap_or_default(),
             state,
             aliases: rooms.aliases_of(snapshot, room)?,
             canonical_alias: one("m.room.canonical_alias")?,
@@ -205,8 +237,8 @@ impl Old {
         })
     }
 
-    /// The room that takes the place of this one.
-    fn successor(&self, upgrade: &Upgrade) -> Result<CreateRoom, Error> {
+    /// The room that takes the place of this one, where `creators` are above every level.
+    fn successor(&self, upgrade: &Upgrade, creators: &[OwnedUserId]) -> Result<CreateRoom, Error> {
         let mut creation_content = self.create.clone();
         for key in [
             "creator",
@@ -248,6 +280,9 @@ impl Old {
                             .any(|other| other == user)
                 });
             }
+        }
+        if !creators_are_above && !creators.is_empty() {
+            list_creators(&mut power_levels, creators)?;
         }
         Ok(CreateRoom {
             creator: upgrade.user.clone(),

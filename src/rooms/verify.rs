@@ -9,10 +9,12 @@ use std::{
     fmt,
 };
 
+use ruma::{RoomVersionId, room_version_rules::RoomVersionRules};
+
 use super::{
     Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent,
     draft::Draft,
-    event::{BODIES, Body, EVENT_IDS, METAS, flag, id_of},
+    event::{self, BODIES, Body, METAS, flag},
     gaps::GAP_WIDTH,
     head::Head,
     membership, membership_of, relations, resolution,
@@ -23,8 +25,9 @@ use crate::{
     accounts::UserNumber,
     events::{
         EventNumber, Fingerprint, NodeNumber, Pdu, RootNumber, StateKeyNumber, StateNumber,
-        canonical,
+        canonical::Loose,
         trie::{self, Node},
+        version,
     },
     storage::{Order, Snapshot},
 };
@@ -85,6 +88,7 @@ struct Check<'a> {
     snapshot: &'a Snapshot,
     room: RoomNumber,
     head: HeadRow,
+    rules: &'static RoomVersionRules,
     metas: BTreeMap<EventNumber, EventMeta>,
     graph: BTreeMap<StateNumber, GraphRow>,
     keys: BTreeMap<StateKeyNumber, StateKey>,
@@ -100,11 +104,16 @@ impl<'a> Check<'a> {
         room: RoomNumber,
         head: HeadRow,
     ) -> Result<Self, Error> {
+        let rules = RoomVersionId::try_from(head.version.as_str())
+            .ok()
+            .and_then(|version| version::rules(&version))
+            .ok_or(Error::UnsupportedVersion)?;
         let mut check = Self {
             rooms,
             snapshot,
             room,
             head,
+            rules,
             metas: BTreeMap::new(),
             graph: BTreeMap::new(),
             keys: BTreeMap::new(),
@@ -153,37 +162,54 @@ impl<'a> Check<'a> {
                 continue;
             };
             let without_body = meta.has(flag::STUB | flag::PURGED);
+            let state = meta.state;
             let Some(body) = self.snapshot.get(&BODIES, &(self.room, number))? else {
                 self.report("I1", format!("event {} has no body", number.0));
                 continue;
             };
             let leads = match meta.has(flag::STUB) {
-                true => stubs::leads(self.snapshot, self.room, &body.hash, number)?,
+                true => stubs::leads(self.snapshot, self.room, &body.id, number)?,
                 false => {
-                    let place = self.snapshot.get(&EVENT_IDS, &(body.hash,))?;
+                    let place = event::place(self.snapshot, &body.id)?;
                     place.is_some_and(|place| place.room == self.room && place.event == number)
                 }
             };
             if !leads {
                 self.report(
                     "I1",
-                    format!("{} does not lead to event {}", id_of(&body.hash), number.0),
+                    format!("{} does not lead to event {}", body.id.id(), number.0),
                 );
             }
             if !without_body {
                 self.body(number, &body);
+            }
+            if let Some(state) = state {
+                let ids = state::event_keys(self.snapshot, self.room, &[state])?;
+                if ids.into_iter().flatten().next().as_ref() != Some(&body.id) {
+                    self.report("I1", format!("state {} has another ID", state.0));
+                }
             }
         }
         Ok(())
     }
 
     fn body(&mut self, number: EventNumber, body: &Body) {
-        match canonical::parse(&body.json) {
-            Ok(object) if canonical::to_vec(&object) == body.json => {}
+        let is_strict = self.rules.authorization.strict_canonical_json;
+        let id = body.id.id();
+        match Loose::parse(&body.json) {
+            Ok(event) if (event.is_canonical() || !is_strict) && event.to_vec() == body.json => {
+                let told = event.object.get("event_id").and_then(|id| id.as_str());
+                let expected = self.rules.event_format.require_event_id;
+                if told != expected.then_some(id.as_str()) {
+                    self.report(
+                        "I1",
+                        format!("the body of event {} is of another", number.0),
+                    );
+                }
+            }
             _ => self.report("I18", format!("event {} is not canonical JSON", number.0)),
         }
-        let hash = Pdu::from_stored(id_of(&body.hash), body.json.clone(), false);
-        if hash.is_err() {
+        if Pdu::from_stored(id, body.json.clone(), false).is_err() {
             self.report("I1", format!("the body of event {} is no event", number.0));
         }
     }

@@ -15,7 +15,7 @@ use ruma::{CanonicalJsonObject, OwnedEventId, UserId, events::TimelineEventType}
 use self::place::{Numbers, Prepared, Target, Was};
 use super::{
     Class, Error, NewEvent, Published, RoomNumber, Rooms, StoredEvent,
-    event::{self, EventHash, flag},
+    event::{self, EventKey, flag},
     head::{self, Head, HeadRow},
     membership::{self, MembershipChange},
     membership_of,
@@ -441,7 +441,7 @@ impl RoomWriter {
         head.advance(&prepared);
         let Prepared {
             event,
-            hash,
+            id,
             state,
             memberships,
             redaction,
@@ -452,14 +452,14 @@ impl RoomWriter {
         } = prepared;
         head.unread
             .advance(&rooms, &event, &memberships, &mut unread);
-        event::insert(&mut batch, room, &event, hash);
+        event::insert(&mut batch, room, &event, &id);
         timeline::insert(&mut batch, room, &event);
         if let Some(turn) = &turn {
-            head.insert_turn(&mut batch, (&event, hash), turn, before);
+            head.insert_turn(&mut batch, (&event, &id), turn, before);
         }
         head::insert(&mut batch, room, &head.row);
         if let Some(state) = &state {
-            state::insert(&mut batch, room, state, &hash);
+            state::insert(&mut batch, room, state, &id);
         }
         let mut ahead = rooms.insert_memberships(&mut batch, room, &memberships);
         super::relations::insert(&mut batch, room, &event, thread.as_ref());
@@ -491,7 +491,7 @@ impl RoomWriter {
             &mut batch,
             room,
             head.row.clone(),
-            (event, hash, was_known),
+            (event, id, was_known),
             redaction.map(|redacted| redacted.event),
         );
         self.ahead().append(&mut ahead);
@@ -580,7 +580,7 @@ impl Rooms {
         batch: &mut Batch,
         room: RoomNumber,
         head: HeadRow,
-        (event, hash, was_known): (Arc<StoredEvent>, EventHash, bool),
+        (event, id, was_known): (Arc<StoredEvent>, EventKey, bool),
         redacted: Option<StoredEvent>,
     ) {
         let rooms = self.clone();
@@ -598,11 +598,8 @@ impl Rooms {
                 room,
                 event: event.number,
             };
-            rooms.caches.places.put(
-                hash,
-                place,
-                size_of::<(EventHash, super::EventPlace)>() + 96,
-            );
+            let cost = id.weight() + size_of::<super::EventPlace>() + 96;
+            rooms.caches.places.put(id, place, cost);
             rooms
                 .caches
                 .events

@@ -90,6 +90,7 @@ impl<'a> Guest<'a> {
             prev_events: ends,
             auth_events: of_join,
             redacts: None,
+            named: None,
         };
         let join = peer.signer.build(new, rules).expect("a join");
         auth_events.push(join.event_id.clone());
@@ -127,6 +128,7 @@ impl<'a> Guest<'a> {
                 .auth_events
                 .unwrap_or_else(|| self.auth_events.clone()),
             redacts: None,
+            named: None,
         };
         self.peer.signer.build(new, self.rules).expect("an event")
     }

@@ -36,6 +36,7 @@ mod read;
 mod relations;
 mod requests;
 mod resolution;
+mod room_versions;
 mod room_words;
 mod rooms;
 mod setup;

@@ -185,6 +185,7 @@ impl Peer {
             prev_events: from(&template["prev_events"]),
             auth_events: from(&template["auth_events"]),
             redacts: None,
+            named: None,
         };
         let version = RoomVersionId::try_from(version).expect("a version");
         let rules = version::rules(&version).expect("one that is served");

@@ -271,16 +271,31 @@ async fn invite(
     Ok(create_invite::v2::Response::new(signed))
 }
 
-/// Only rooms of versions 1 and 2 are invited to so, and this server can be in none of them.
+/// Only rooms of versions 1 and 2 are invited to so, whose events are alike.
 ///
 /// Spec: s2s, "PUT /_matrix/federation/v1/invite/{roomId}/{eventId}".
 async fn invite_v1(
-    _server: Arc<Server>,
+    server: Arc<Server>,
     Origin(origin): Origin,
     v1::invite::Request(request): v1::invite::Request,
 ) -> Result<RawJson, Error> {
-    tracing::debug!(%origin, room_id = %request.room_id, "an invite into a room of an old version");
-    std::future::ready(Err(incompatible(&RoomVersionId::V1))).await
+    let asked = Asked {
+        origin: &origin,
+        room_id: &request.room_id,
+    };
+    let invitation = Invitation {
+        event_id: &request.event_id,
+        version: &RoomVersionId::V1,
+        event: &request.pdu,
+        shown: &v1::shown_state(&request.pdu),
+    };
+    let signed = server
+        .federation
+        .take_invite(asked, invitation)
+        .await
+        .map_err(refused)?;
+    let answer = [b"{\"event\":".as_slice(), signed.get().as_bytes(), b"}"].concat();
+    Ok(v1::pair(&answer))
 }
 
 /// What another server is told of why a membership does not come about.

@@ -258,7 +258,7 @@ proptest! {
         content in any_create(),
         levels in prop::option::weighted(0.9, any_levels()),
         membership in prop::option::weighted(0.9, prop::sample::select(vec!["join", "join", "join", "leave", "odd"])),
-        event_type in prop::sample::select(vec!["m.room.message", "m.room.topic", "m.room.redaction", "m.room.power_levels", "m.room.member", "other"]),
+        event_type in prop::sample::select(vec!["m.room.message", "m.room.topic", "m.room.redaction", "m.room.power_levels", "m.room.member", "m.room.aliases", "other"]),
         sender in prop::sample::select(vec![CREATOR, LOCAL, REMOTE]),
         state_key in prop::option::of(prop::sample::select(vec!["", "x", CREATOR, LOCAL])),
     ) {

@@ -200,8 +200,8 @@ proptest! {
 
     #[test]
     fn what_passes_can_be_stored_and_redacted(event in any_event(), rules in any_rules()) {
-        if let Ok(parsed) = check_object(event, rules) {
-            let json = canonical::to_vec(&parsed.object);
+        if let Ok(parsed) = check(event.into(), rules) {
+            let json = parsed.to_vec();
             let pdu = Pdu::from_stored(parsed.event_id.clone(), json.into(), parsed.rejected);
             let pdu = pdu.expect("what passes the format check can be stored");
             let redacted = redact::redacted(&pdu, &rules.redaction).expect("a stored event can be redacted");

@@ -114,3 +114,29 @@ fn strings_are_numbers_before_version_10_and_malformed_after() {
     );
     assert!(!new.is_sound());
 }
+
+#[test]
+fn floats_count_as_whole_numbers_in_old_rooms() {
+    let content = json!({ "ban": 50.57, "users": { "@other:x.example": 5.114_698E4 } });
+    let levels = levels(&AuthorizationRules::V1, &json!({}), Some(&content));
+    assert!(levels.is_sound());
+    assert_eq!(levels.ban(), Level::Number(50));
+    assert_eq!(
+        levels.user(user_id!("@other:x.example")),
+        Level::Number(51_146)
+    );
+}
+
+#[test]
+fn texts_and_floats_become_numbers_for_a_new_room() {
+    let content = json!({
+        "ban": " +50 ", "kick": "-007", "invite": 1.9, "redact": 60, "notifications": { "room": "20" },
+        "users": { "@other:x.example": "100", "@odd:x.example": "much" }, "historical": null,
+    });
+    let levels = in_whole_numbers(&event("m.room.power_levels", &content));
+    let expected = json!({
+        "ban": 50, "kick": -7, "invite": 1, "redact": 60, "notifications": { "room": 20 },
+        "users": { "@other:x.example": 100, "@odd:x.example": "much" }, "historical": null,
+    });
+    assert_eq!(serde_json::to_value(levels).expect("JSON"), expected);
+}

@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use ruma::{CanonicalJsonValue, room_version_rules::RoomVersionRules};
 
 use super::*;
-use crate::events::{canonical::tests::any_value, version};
+use crate::events::{
+    canonical::{self, tests::any_value},
+    version,
+};
 
 const TYPES: [&str; 10] = [
     "m.room.member",

@@ -45,6 +45,7 @@ prop_compose! {
         prev_events in prop::collection::vec(any::<u32>(), 0..5),
         auth_events in prop::collection::vec(any::<u32>(), 0..5),
         redacts in prop::option::of(any::<u32>()),
+        name in "[A-Za-z0-9]{18}",
     ) -> NewPdu {
         NewPdu {
             room_id: has_room.then(|| RoomId::parse("!r:x.example").expect("this is a room ID")),
@@ -57,7 +58,23 @@ prop_compose! {
             prev_events: ids(&prev_events),
             auth_events: ids(&auth_events),
             redacts: redacts.and_then(|number| ids(&[number]).pop()),
+            named: Some(Named {
+                event_id: EventId::parse(format!("${name}:x.example")).expect("this is an event ID"),
+                hashes: ids(&prev_events)
+                    .into_iter()
+                    .chain(ids(&auth_events))
+                    .map(|id| (id.clone(), format!("hash of {id}")))
+                    .collect(),
+            }),
         }
+    }
+}
+
+/// As the event would be made in a room of these rules.
+fn of(new: NewPdu, rules: &RoomVersionRules) -> NewPdu {
+    NewPdu {
+        named: new.named.filter(|_| rules.event_format.require_event_id),
+        ..new
     }
 }
 
@@ -69,9 +86,18 @@ fn by_library(
 ) -> (CanonicalJsonObject, String) {
     let mut content = new.content.clone();
     let mut object = CanonicalJsonObject::new();
-    let list = |ids: &[OwnedEventId]| {
-        CanonicalJsonValue::Array(ids.iter().map(|id| id.as_str().into()).collect())
+    let reference = |id: &OwnedEventId| match &new.named {
+        None => id.as_str().into(),
+        Some(named) => {
+            let hashes = [("sha256".to_owned(), named.hashes[id].as_str().into())];
+            CanonicalJsonValue::Array(vec![
+                id.as_str().into(),
+                CanonicalJsonValue::Object(hashes.into()),
+            ])
+        }
     };
+    let list =
+        |ids: &[OwnedEventId]| CanonicalJsonValue::Array(ids.iter().map(reference).collect());
     let number = |number: u64| {
         CanonicalJsonValue::Integer(number.try_into().expect("the number is in range"))
     };
@@ -94,6 +120,11 @@ fn by_library(
         ("auth_events", list(&new.auth_events)),
     ];
     object.extend(fields.map(|(field, value)| (field.to_owned(), value)));
+    object.extend(
+        new.named
+            .as_ref()
+            .map(|named| ("event_id".to_owned(), named.event_id.as_str().into())),
+    );
     object.extend(
         new.room_id
             .as_ref()
@@ -118,18 +149,20 @@ fn by_library(
 proptest! {
     #[test]
     fn an_event_of_ours_is_what_the_library_makes(new in any_event(), rules in any_rules()) {
-        let signer = signer();
+        let (signer, new) = (signer(), of(new, rules));
         let (object, hash) = by_library(&signer, &new, rules);
+        let named = new.named.as_ref().map(|named| named.event_id.to_string());
         let built = signer.build(new, rules).expect("the event is small");
 
         prop_assert_eq!(std::str::from_utf8(&built.json), Ok(&*serde_json::to_string(&object).expect("an object is JSON")));
-        prop_assert_eq!(built.event_id.as_str(), format!("${hash}"));
+        prop_assert_eq!(built.event_id.to_string(), named.unwrap_or(format!("${hash}")));
+        prop_assert_eq!(reference_hash(&built, rules).expect("we made it"), hash);
     }
 
     #[test]
     fn an_event_of_ours_is_read_back_and_verified(new in any_event(), rules in any_rules()) {
         let signer = signer();
-        let built = signer.build(new, rules).expect("the event is small");
+        let built = signer.build(of(new, rules), rules).expect("the event is small");
 
         let stored = Pdu::from_stored(built.event_id.clone(), built.json.clone(), false).expect("the event has all fields");
         prop_assert_eq!(fields(&stored), fields(&built));
@@ -177,6 +210,7 @@ fn message(body: String) -> NewPdu {
         prev_events: ids(&[1]),
         auth_events: ids(&[2]),
         redacts: None,
+        named: None,
     }
 }
 
@@ -295,7 +329,120 @@ fn the_servers_that_must_sign_are_named() {
         "the other server has not signed"
     );
     other
-        .countersign(&mut parsed.object, rules)
+        .countersign(&mut parsed, rules)
         .expect("the event is sound");
     assert!(verify(parsed, rules, &both).is_ok());
+}
+
+/// An event with a float, as a server signs it that does not know of canonical JSON's numbers.
+fn with_float(version: &str) -> (String, String) {
+    let head = r#"{"auth_events":[],"content":{"ban":50.0,"x":1e3},"depth":9007199254740993"#;
+    let named = match version {
+        "1" => r#","event_id":"$e:x.example""#,
+        _ => "",
+    };
+    let tail = r#","origin_server_ts":1,"prev_events":[],"room_id":"!r:x.example","sender":"@a:x.example","#;
+    let end = r#""state_key":"","type":"m.room.power_levels"}"#;
+    let hash = STANDARD_NO_PAD.encode(Sha256::digest(format!("{head}{named}{tail}{end}")));
+    let hashes = format!(r#","hashes":{{"sha256":"{hash}"}}"#);
+    let redacted = format!("{head}{named}{hashes}{tail}{end}").replace(r#","x":1e3"#, "");
+    let signer = signer();
+    let signature = signer.sign_canonical(redacted.as_bytes());
+    let signatures = format!(
+        r#""signatures":{{"x.example":{{"{}":"{signature}"}}}},"#,
+        signer.key_id()
+    );
+    let whole = format!("{head}{named}{hashes}{tail}{signatures}{end}");
+    (whole, redacted)
+}
+
+#[test]
+fn events_with_floats_are_verified_where_rooms_hold_them() {
+    for (version, rules) in [
+        ("1", &RoomVersionRules::V1),
+        ("3", &RoomVersionRules::V3),
+        ("5", &RoomVersionRules::V5),
+    ] {
+        let (event, redacted) = with_float(version);
+        assert!(format::parse(event.as_bytes(), &RoomVersionRules::V6).is_err());
+        let parsed = format::parse(event.as_bytes(), rules).expect("the event is sound");
+        let expected = match version {
+            "1" => "$e:x.example".to_owned(),
+            _ => event_id(redacted.as_bytes(), rules).to_string(),
+        };
+        assert_eq!(parsed.event_id.as_str(), expected);
+        let verified = verify(parsed, rules, &keys(&signer())).expect("we signed it");
+        assert_eq!(std::str::from_utf8(&verified.json), Ok(&*event));
+        assert_eq!(verified.depth, 9_007_199_254_740_993);
+        assert_eq!(
+            verified.judged_content().get(),
+            r#"{"ban":50,"x":1000}"#,
+            "the rules see whole numbers"
+        );
+
+        let read = |text: &str| format::parse(text.as_bytes(), rules).expect("the event is sound");
+        let changed = verify(read(&event.replace("1e3", "1e4")), rules, &keys(&signer()));
+        let changed = changed.expect("the signature does not cover it");
+        assert_eq!(changed.content.get(), r#"{"ban":50.0}"#);
+        for (from, to) in [("50.0", "50.1"), ("\"x.example\":{", "\"y.example\":{")] {
+            let forged = verify(read(&event.replace(from, to)), rules, &keys(&signer()));
+            assert!(matches!(forged, Err(VerifyError::Signatures(_))));
+        }
+    }
+}
+
+#[test]
+fn events_with_floats_are_countersigned() {
+    let (event, _) = with_float("1");
+    let rules = &RoomVersionRules::V1;
+    let mut parsed = format::parse(event.as_bytes(), rules).expect("the event is sound");
+    let other = Signer::generate(server_name!("y.example").to_owned(), &[4; 32]);
+    other
+        .countersign(&mut parsed, rules)
+        .expect("the event is sound");
+    parsed
+        .object
+        .insert("sender".to_owned(), "@a:y.example".into());
+    assert!(
+        verify(parsed.clone(), rules, &keys(&other)).is_err(),
+        "another has signed"
+    );
+    parsed
+        .object
+        .insert("sender".to_owned(), "@a:x.example".into());
+    parsed
+        .object
+        .insert("event_id".to_owned(), "$e:y.example".into());
+    assert!(
+        verify(parsed, rules, &keys(&other)).is_err(),
+        "both the sender's server and that of the ID have to sign"
+    );
+}
+
+#[test]
+fn an_event_of_version_1_needs_an_id_of_its_own() {
+    let (signer, rules) = (signer(), &RoomVersionRules::V1);
+    assert_eq!(
+        signer.build(message(String::new()), rules).err(),
+        Some(BuildError::NotNamed)
+    );
+    let named = Named {
+        event_id: EventId::parse("$e:x.example").expect("this is an event ID"),
+        hashes: BTreeMap::new(),
+    };
+    let new = NewPdu {
+        named: Some(named),
+        ..message("hi".to_owned())
+    };
+    let built = signer.build(new, rules).expect("the event is small");
+    let servers = |json: &str| {
+        let parsed = format::parse(json.as_bytes(), rules).expect("the event is sound");
+        required_servers(&parsed, &rules.signatures).expect("the IDs are sound")
+    };
+    let json = String::from_utf8(built.json.to_vec()).expect("JSON is UTF-8");
+    assert_eq!(servers(&json).len(), 1);
+    assert_eq!(
+        servers(&json.replace("$e:x.example", "$e:y.example")).len(),
+        2
+    );
 }

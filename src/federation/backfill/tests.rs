@@ -22,6 +22,7 @@ fn event(depth: u64, prev_events: &[&Verified]) -> Verified {
         prev_events: ids.collect(),
         auth_events: Vec::new(),
         redacts: None,
+        named: None,
     };
     signer
         .build(new, &RoomVersionRules::V11)

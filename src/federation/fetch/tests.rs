@@ -24,6 +24,7 @@ fn event(room_id: Option<&RoomId>, event_type: &str, rules: &RoomVersionRules) -
         prev_events: Vec::new(),
         auth_events: Vec::new(),
         redacts: None,
+        named: None,
     };
     signer.build(new, rules).expect("the event is small")
 }

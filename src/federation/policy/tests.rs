@@ -23,6 +23,7 @@ fn event(event_type: &str) -> Verified {
         prev_events: Vec::new(),
         auth_events: Vec::new(),
         redacts: None,
+        named: None,
     };
     signer.build(new, &RULES).expect("the event is small")
 }

@@ -139,6 +139,7 @@ fn event(signer: &Signer, at_ms: u64) -> format::Parsed {
         prev_events: Vec::new(),
         auth_events: Vec::new(),
         redacts: None,
+        named: None,
     };
     let built = signer.build(new, rules).unwrap();
     format::parse(&built.json, rules).unwrap()

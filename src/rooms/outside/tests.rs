@@ -33,6 +33,7 @@ fn member(membership: &str, sender: &UserId, target: &UserId) -> Pdu {
         event_type: TimelineEventType::RoomMember,
         state_key: Some(target.to_string()),
         content,
+        judged: None,
         origin_server_ts: MilliSecondsSinceUnixEpoch(uint!(5)),
         depth: 3,
         prev_events: Vec::new(),

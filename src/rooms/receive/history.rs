@@ -256,17 +256,17 @@ fn open(batches: &mut Vec<Batch>) -> &mut Batch {
 }
 
 fn insert(batch: &mut Batch, room: RoomNumber, past: &Prepared) {
-    event::insert_past(batch, room, &past.event, past.hash);
+    event::insert_past(batch, room, &past.event, &past.id);
     timeline::insert_past(batch, room, &past.event);
     if let Some(state) = &past.state {
-        state::insert(batch, room, state, &past.hash);
+        state::insert(batch, room, state, &past.id);
     }
     if let Some(turn) = &past.turn {
         for stub in &turn.stubs {
             stubs::insert(batch, room, stub);
         }
         if turn.was == Was::Stub {
-            stubs::remove(batch, room, &past.hash);
+            stubs::remove(batch, room, &past.id);
         }
     }
     relations::insert(batch, room, &past.event, past.thread.as_ref());

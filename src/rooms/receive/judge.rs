@@ -19,7 +19,7 @@ use crate::{
     rooms::{
         Error, StoredEvent,
         draft::Draft,
-        event::{EventHash, flag},
+        event::{EventKey, flag},
         head::Head,
         resolution::{self, create_event_id},
         state::Source,
@@ -30,7 +30,7 @@ use crate::{
 /// An event that has come.
 pub(in crate::rooms) struct Arrival {
     pub(super) pdu: Arc<Pdu>,
-    pub(super) hash: EventHash,
+    pub(super) id: EventKey,
     /// Its number, if it was mentioned before.
     pub(super) own: Option<EventNumber>,
     pub(super) numbers: Numbers,

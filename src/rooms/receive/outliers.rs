@@ -109,16 +109,16 @@ impl RoomWriter {
         next.write(&mut head.row);
         let mut batch = Batch::new();
         for outlier in &prepared {
-            event::insert_past(&mut batch, room, &outlier.event, outlier.hash);
+            event::insert_past(&mut batch, room, &outlier.event, &outlier.id);
             if let Some(state) = &outlier.state {
-                state::insert(&mut batch, room, state, &outlier.hash);
+                state::insert(&mut batch, room, state, &outlier.id);
             }
             if outlier
                 .turn
                 .as_ref()
                 .is_some_and(|turn| turn.was == Was::Stub)
             {
-                stubs::remove(&mut batch, room, &outlier.hash);
+                stubs::remove(&mut batch, room, &outlier.id);
             }
         }
         if !head.extremities.is_empty() {

@@ -10,7 +10,7 @@ use crate::{
     events::trie,
     rooms::{
         Error, HeadRow, RoomNumber, Rooms,
-        event::{self, EVENT_IDS, METAS},
+        event::{self, EventKey, METAS},
         gaps, membership, timeline,
         writer::{LOG_EVENT, LOG_STATE},
     },
@@ -132,11 +132,7 @@ impl Rooms {
             if (event.meta.index, event.meta.position) != (index, row.position) {
                 found.push(("I10", format!("the event at index {index} is not there")));
             }
-            let hash = event::hash_of(&event.pdu.event_id);
-            let place = match hash {
-                Some(hash) => snapshot.get(&EVENT_IDS, &(hash,))?,
-                None => None,
-            };
+            let place = event::place(snapshot, &EventKey::of(&event.pdu.event_id))?;
             if place.is_none_or(|place| (place.room, place.event) != (room, event.number)) {
                 found.push(("I1", format!("no ID leads to the event at index {index}")));
             }

@@ -21,7 +21,7 @@ use crate::events::{
 use crate::rooms::{
     Error, NewEvent, Relation, Rooms, StoredEvent, TypeNumber,
     draft::{Counters, Draft},
-    event::{EventMeta, flag, hash_of},
+    event::{EventKey, EventMeta, flag},
     head::Head,
     milliseconds,
     redact::{self, Redacted},
@@ -128,7 +128,7 @@ fn send(
     let timestamp = new
         .timestamp
         .unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
-    let event = build(rooms, head, cited, (new, timestamp), &gathered)?;
+    let event = build(head, source, cited, (new, timestamp), &gathered)?;
     let fetch = |event_type: &StateEventType, key: &str| {
         let found = gathered
             .auth
@@ -146,7 +146,7 @@ fn send(
     };
     let event = authorized.map_err(|refused| refused.error)?;
     let pdu = Arc::new(event.into_pdu());
-    let hash = hash_of(&pdu.event_id).ok_or(Error::UnsupportedVersion)?;
+    let id = EventKey::of(&pdu.event_id);
     let mut meta = meta(rooms, site, &pdu, numbers, &gathered);
     meta.prev_events = cited.iter().map(|(number, _)| *number).collect();
     let mut next = site.next;
@@ -181,7 +181,7 @@ fn send(
     let thread = ThreadChange::by(source, &event)?;
     Ok(Prepared {
         event,
-        hash,
+        id,
         state,
         memberships,
         redaction,
@@ -373,13 +373,21 @@ fn find(
 }
 
 fn build(
-    rooms: &Rooms,
     head: &Head,
+    source: &Source<'_>,
     cited: &[&(EventNumber, OwnedEventId)],
     (new, timestamp): (&NewEvent, MilliSecondsSinceUnixEpoch),
     gathered: &Gathered,
 ) -> Result<Verified, Error> {
+    let rooms = source.rooms;
     let is_create = new.event_type == TimelineEventType::RoomCreate;
+    let auth_events: SmallVec<[&Pdu; 6]> = gathered.cited().map(|auth| &*auth.event.pdu).collect();
+    let named = rooms.named_after(
+        head.rules,
+        source,
+        cited.iter().map(|(number, _)| *number),
+        &auth_events,
+    )?;
     let new = NewPdu {
         room_id: (!(is_create && head.rules.authorization.room_create_event_id_as_room_id))
             .then(|| head.room_id.clone()),
@@ -390,11 +398,12 @@ fn build(
         origin_server_ts: timestamp,
         depth: head.row.max_depth.saturating_add(1).min(MAX_DEPTH),
         prev_events: cited.iter().map(|(_, event_id)| event_id.clone()).collect(),
-        auth_events: gathered
-            .cited()
-            .map(|auth| auth.event.pdu.event_id.clone())
+        auth_events: auth_events
+            .iter()
+            .map(|event| event.event_id.clone())
             .collect(),
         redacts: new.redacts.clone(),
+        named,
     };
     Ok(rooms.signer.build(new, head.rules)?)
 }
@@ -415,7 +424,8 @@ pub(in crate::rooms) fn room_id_of(
     let timestamp = create
         .timestamp
         .unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
-    let pdu = build(rooms, head, &[], (create, timestamp), &nothing)?;
+    let source = head.source(rooms, None);
+    let pdu = build(head, &source, &[], (create, timestamp), &nothing)?;
     let hash = pdu.event_id.as_str().trim_start_matches('$');
     RoomId::parse(format!("!{hash}")).map_err(|_invalid| Error::UnsupportedVersion)
 }

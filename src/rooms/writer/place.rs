@@ -12,7 +12,7 @@ use smallvec::SmallVec;
 use crate::rooms::{
     Class, Error, Relation, Rooms, ServerNumber, StoredEvent, TypeNumber,
     draft::{Counters, Draft, Entry, Made},
-    event::{EventHash, flag},
+    event::{EventKey, flag},
     gaps::GapRow,
     head::Head,
     membership::{MembershipChange, class_of},
@@ -34,7 +34,7 @@ use crate::{
 /// An event that passed what it must pass, with everything that `append` writes of it.
 pub(in crate::rooms) struct Prepared {
     pub(in crate::rooms) event: StoredEvent,
-    pub(in crate::rooms) hash: EventHash,
+    pub(in crate::rooms) id: EventKey,
     pub(in crate::rooms) state: Option<StateRows>,
     /// What changes in the current state.
     pub(in crate::rooms) memberships: Vec<MembershipChange>,

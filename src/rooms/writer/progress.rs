@@ -11,7 +11,7 @@ use crate::{
     rooms::{
         StoredEvent,
         draft::Made,
-        event::EventHash,
+        event::EventKey,
         forks, gaps,
         head::Head,
         membership::MembershipChange,
@@ -86,7 +86,7 @@ impl Head {
     pub(super) fn insert_turn(
         &mut self,
         batch: &mut Batch,
-        (event, hash): (&StoredEvent, EventHash),
+        (event, id): (&StoredEvent, &EventKey),
         turn: &Turn,
         before: RootNumber,
     ) {
@@ -101,7 +101,7 @@ impl Head {
             stubs::insert(batch, room, stub);
         }
         if turn.was == Was::Stub {
-            stubs::remove(batch, room, &hash);
+            stubs::remove(batch, room, id);
         }
         if let Some(gap) = turn.gap.as_ref().filter(|_| event.meta.is_visible()) {
             gaps::insert(batch, room, event.meta.index, gap);

@@ -4,9 +4,12 @@
 use ruma::{
     OwnedEventId, OwnedRoomId,
     api::{
-        IncomingRequest, error::DeserializationError, federation::membership::create_leave_event,
+        IncomingRequest,
+        error::DeserializationError,
+        federation::membership::{RawStrippedState, create_leave_event},
     },
 };
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::api::routes::RawJson;
@@ -15,6 +18,26 @@ use crate::api::routes::RawJson;
 pub(super) fn pair(object: &[u8]) -> RawJson {
     let json = [b"[200,".as_slice(), object, b"]"].concat();
     RawJson(json.into())
+}
+
+/// What an invite shows of its room: in this version it lies in the event, beside what is signed.
+pub(super) fn shown_state(invite: &RawValue) -> Vec<RawStrippedState> {
+    #[derive(Default, Deserialize)]
+    struct Unsigned {
+        #[serde(default)]
+        invite_room_state: Vec<RawStrippedState>,
+    }
+    #[derive(Deserialize)]
+    struct Invite {
+        #[serde(default)]
+        unsigned: Unsigned,
+    }
+    // What is no event is refused when the event is read.
+    let invite: Result<Invite, _> = serde_json::from_str(invite.get());
+    invite.map_or_else(
+        |_malformed| Vec::new(),
+        |invite| invite.unsigned.invite_room_state,
+    )
 }
 
 /// A request with an event as its body.

@@ -25,6 +25,7 @@ fn event(depth: u64, prev_events: &[&Verified]) -> Verified {
             .collect(),
         auth_events: Vec::new(),
         redacts: None,
+        named: None,
     };
     signer
         .build(new, &RoomVersionRules::V11)

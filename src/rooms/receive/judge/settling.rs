@@ -7,11 +7,11 @@ use ruma::{CanonicalJsonObject, EventId, OwnedEventId};
 
 use super::{AuthEvents, Court, Place, Prevs};
 use crate::{
-    events::{EventNumber, Pdu, PowerLevels, redact::target},
+    events::{EventNumber, Pdu, PowerLevels, redact::target, version},
     rooms::{
         Error, Intake, Relation, StoredEvent, TypeNumber,
         draft::Counters,
-        event::{self, EventHash, EventMeta, flag, hash_of},
+        event::{self, EventKey, EventMeta, flag},
         gaps::{GAP_WIDTH, GapRow},
         redact::{self, Redacted},
         relations,
@@ -119,25 +119,24 @@ impl<'a> Settling<'a> {
         if let Some(number) = self.source().event_number(id)? {
             return Ok(Some(number));
         }
-        let Some(hash) = hash_of(id) else {
-            return Ok(None);
-        };
-        if hash == self.court.arrival.hash {
+        let rules = self.court.head.rules;
+        if !version::is_event_id(id, rules) || *id == self.court.arrival.pdu.event_id {
             return Ok(None);
         }
-        if let Some(stub) = self.turn.stubs.iter().find(|stub| stub.hash == hash) {
+        let id = EventKey::of(id);
+        if let Some(stub) = self.turn.stubs.iter().find(|stub| stub.id == id) {
             return Ok(Some(stub.event));
         }
-        let is_elsewhere = event::place(self.source().snapshot()?, id)?.is_some();
-        Ok((!is_elsewhere).then(|| self.add_stub(hash, None)))
+        let is_elsewhere = event::place(self.source().snapshot()?, &id)?.is_some();
+        Ok((!is_elsewhere).then(|| self.add_stub(id, None)))
     }
 
-    fn add_stub(&mut self, hash: EventHash, redacted_by: Option<EventNumber>) -> EventNumber {
+    fn add_stub(&mut self, id: EventKey, redacted_by: Option<EventNumber>) -> EventNumber {
         let event = EventNumber(self.next.event);
         self.next.event = self.next.event.saturating_add(1);
         self.turn.stubs.push(Stub {
             event,
-            hash,
+            id,
             redacted_by,
         });
         event
@@ -211,20 +210,21 @@ impl<'a> Settling<'a> {
         };
         let Some(target) = target else {
             self.meta.flags |= flag::HIDDEN;
-            let Some(hash) = hash_of(redacts) else {
+            if !version::is_event_id(redacts, self.court.head.rules) {
                 return Ok(());
-            };
+            }
+            let id = EventKey::of(redacts);
             self.meta.redacts = match known {
                 Some(event) => {
                     self.turn.stubs.push(Stub {
                         event,
-                        hash,
+                        id,
                         redacted_by: Some(own),
                     });
                     Some(event)
                 }
-                None if event::place(self.source().snapshot()?, redacts)?.is_some() => None,
-                None => Some(self.add_stub(hash, Some(own))),
+                None if event::place(self.source().snapshot()?, &id)?.is_some() => None,
+                None => Some(self.add_stub(id, Some(own))),
             };
             return Ok(());
         };
@@ -340,7 +340,7 @@ impl<'a> Settling<'a> {
             false => None,
         };
         Ok(Prepared {
-            hash: arrival.hash,
+            id: arrival.id.clone(),
             event,
             state,
             memberships,
