@@ -176,7 +176,7 @@ impl Error {
 )]
 #[serde(default)]
 pub struct Config {
-    /// Version of new rooms when the client does not ask for one: `"6"` to `"12"`. Default `"12"`.
+    /// Version of new rooms when the client does not ask for one: `"1"` to `"12"`. Default `"12"`.
     pub default_version: String,
     /// Memory for event bodies. More helps servers with many busy rooms. Default `"24MiB"`.
     pub event_cache: ByteSize,
