@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, gaps};
+use super::{Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, gaps, timeline};
 use crate::storage::{Order, Position, Snapshot};
 
 /// A place in a timeline, right after the event of this index; printed as `t` and the index in base 36.
@@ -85,7 +85,12 @@ impl Rooms {
         room: RoomNumber,
         position: Position,
     ) -> Result<Place, Error> {
-        self.index_at(snapshot, room, position).map(Place)
+        let index = match self.index_at(snapshot, room, position)? {
+            // Before the room was here there is its history.
+            i64::MIN => timeline::below_live(snapshot, room)?,
+            index => index,
+        };
+        Ok(Place(index))
     }
 
     /// A page of what the user sees of a timeline, with the events that `is_wanted`.

@@ -11,6 +11,7 @@ use crate::{
     events::EventNumber,
     storage::{
         Batch, Family, Index, Millis48, Order, Position, PositionAt, Record, Snapshot, Table,
+        TableRange,
     },
 };
 
@@ -277,7 +278,8 @@ impl Rooms {
         Ok(placed.collect())
     }
 
-    /// The highest index whose event was visible at `position`; `i64::MIN` if none was.
+    /// The highest index whose event was visible at `position`; `i64::MIN` if none was. History is no answer: nobody can tell
+    /// when it came.
     pub fn index_at(
         &self,
         snapshot: &Snapshot,
@@ -292,70 +294,21 @@ impl Rooms {
         }
         // The usual token is of the last moments, so the newest few rows come before a bisection.
         const WALKED: usize = 32;
-        for (walked, row) in snapshot
-            .scan(TIMELINE.prefix(&(room,)), Order::Backward)
-            .enumerate()
+        for (walked, row) in
+            live_rows(snapshot, TIMELINE.prefix(&(room,)), Order::Backward).enumerate()
         {
-            let ((_, Index(index)), row) = row?;
+            let (index, row) = row?;
             if row.position <= position {
                 return Ok(index);
             }
             if walked == WALKED {
-                return self.bisect(snapshot, room, position, index);
+                let since = self
+                    .published(room)
+                    .map_or(BELOW_LIVE, |of| of.head.taken_up);
+                return bisect(snapshot, room, position, (since, index));
             }
         }
         Ok(i64::MIN)
-    }
-
-    /// As [`Self::index_at`], knowing that the row at `above` is later than `position`.
-    fn bisect(
-        &self,
-        snapshot: &Snapshot,
-        room: RoomNumber,
-        position: Position,
-        above: i64,
-    ) -> Result<i64, Error> {
-        let Some(first) = snapshot
-            .scan(TIMELINE.prefix(&(room,)), Order::Forward)
-            .next()
-            .transpose()?
-        else {
-            return Ok(i64::MIN);
-        };
-        let ((_, Index(mut low)), row) = first;
-        if row.position > position {
-            return Ok(i64::MIN);
-        }
-        let mut high = above;
-        // The row at `low` is visible, the row at `high` is not; both exist.
-        loop {
-            let middle = i64::midpoint(low, high);
-            let range = TIMELINE.range(&(room,), &(room, Index(middle.saturating_add(1))));
-            let Some(found) = snapshot.scan(range, Order::Backward).next().transpose()? else {
-                return Ok(low);
-            };
-            let ((_, Index(index)), row) = found;
-            if row.position > position {
-                high = index;
-            } else if index > low {
-                low = index;
-            } else {
-                // Nothing lies between `low` and the middle: go on in the upper half, or stop where it is empty.
-                let above = snapshot
-                    .scan(
-                        TIMELINE.after(&(room, Index(low)), &(room,)),
-                        Order::Forward,
-                    )
-                    .next();
-                let Some(((_, Index(next)), row)) = above.transpose()? else {
-                    return Ok(low);
-                };
-                if row.position > position {
-                    return Ok(low);
-                }
-                low = next;
-            }
-        }
     }
 
     /// The event closest to `timestamp` in a direction, by `origin_server_ts`: the first at or after it forwards, the
@@ -388,6 +341,59 @@ impl Rooms {
         }
         Ok(None)
     }
+}
+
+/// As [`Rooms::index_at`], knowing that the row at `above` is later than `position`; `since` is the index at which the room
+/// was taken up, where it was.
+fn bisect(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    position: Position,
+    (since, above): (i64, i64),
+) -> Result<i64, Error> {
+    let is_visible = |row: TimelineRow| row.position <= position;
+    let start = snapshot.get(&TIMELINE, &(room, Index(since)))?;
+    // No live row stands below; what was fetched since, and lies there, need not be walked through.
+    let start = start.filter(|row| row.position != Position::default() && is_visible(*row));
+    let mut low = start.map_or(BELOW_LIVE, |_| since);
+    let mut high = above;
+    // Nothing live from `high` on is visible. What is live at `low` is, and positions grow from one live row to the next.
+    while low.saturating_add(1) < high {
+        let middle = i64::midpoint(low, high);
+        let range = TIMELINE.range(&(room, Index(middle)), &(room, Index(high)));
+        let found = live_rows(snapshot, range, Order::Forward).next();
+        match found.transpose()? {
+            Some((index, row)) if is_visible(row) => low = index,
+            _ => high = middle,
+        }
+    }
+    Ok(if low == BELOW_LIVE { i64::MIN } else { low })
+}
+
+/// The first live event has a higher index.
+const BELOW_LIVE: i64 = 0;
+
+/// The index right below everything that is no history; `i64::MIN` if there is nothing.
+pub(super) fn below_live(snapshot: &Snapshot, room: RoomNumber) -> Result<i64, Error> {
+    let range = TIMELINE.after(&(room, Index(BELOW_LIVE)), &(room,));
+    let first = live_rows(snapshot, range, Order::Forward).next();
+    Ok(first
+        .transpose()?
+        .map_or(i64::MIN, |(index, _)| index.saturating_sub(1)))
+}
+
+/// The rows of a range that are no history.
+fn live_rows(
+    snapshot: &Snapshot,
+    range: TableRange<(RoomNumber, Index), TimelineRow>,
+    order: Order,
+) -> impl Iterator<Item = Result<(i64, TimelineRow), Error>> {
+    let rows = snapshot.scan(range, order);
+    rows.filter_map(|row| match row {
+        Ok((_, row)) if row.position == Position::default() => None,
+        Ok(((_, Index(index)), row)) => Some(Ok((index, row))),
+        Err(error) => Some(Err(error.into())),
+    })
 }
 
 /// Events that a look-up by time passes over before it gives up.
