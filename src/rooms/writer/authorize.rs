@@ -13,20 +13,22 @@ use ruma::{
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
 
-use super::place::{self, Basis, Current, Numbers, Prepared, Site};
+use super::place::{self, Basis, Current, Ends, Numbers, Prepared, Site, Turn};
 use crate::events::{
     EventNumber, NewPdu, Pdu, PowerLevels, StateNumber, Verified, auth,
     extremities::{self, MAX_CITED},
+    version,
 };
 use crate::rooms::{
     Error, NewEvent, Relation, Rooms, StoredEvent, TypeNumber,
     draft::{Counters, Draft},
-    event::{EventKey, EventMeta, flag},
+    event::{self, EventKey, EventMeta, flag},
     head::Head,
     milliseconds,
     redact::{self, Redacted},
     relations,
     state::{Source, StateKey, state_key},
+    stubs::Stub,
     threads::ThreadChange,
     unread,
 };
@@ -52,8 +54,17 @@ struct Gathered {
     redacted: Option<EventNumber>,
     /// The same as it is from now on, unless it is redacted already.
     redaction: Option<Redacted>,
+    /// The event that it redacts, where that has not come yet.
+    awaited: Option<Awaited>,
     /// Of a state event: its key, and the event that it replaces.
     state: Option<(StateKey, Current)>,
+}
+
+/// An event that is mentioned before it has come.
+struct Awaited {
+    id: EventKey,
+    /// Its number, if it was mentioned before.
+    number: Option<EventNumber>,
 }
 
 impl Gathered {
@@ -152,6 +163,12 @@ fn send(
     let mut next = site.next;
     let number = EventNumber(next.event);
     next.event = next.event.checked_add(1).ok_or(Error::Full)?;
+    let turn = gathered.awaited.as_ref().map(|awaited| {
+        let target = awaited.number.unwrap_or(EventNumber(next.event));
+        next.event = next.event.max(target.0.saturating_add(1));
+        meta.redacts = Some(target);
+        redacting(head, (number, &pdu.event_id), (target, awaited.id.clone()))
+    });
     let mut state = None;
     let mut memberships = Vec::new();
     if let Some((key, current)) = &gathered.state {
@@ -188,8 +205,32 @@ fn send(
         thread,
         unread,
         next,
-        turn: None,
+        turn: turn.map(Box::new),
     })
+}
+
+/// What a redaction leaves behind for an event that has not come: when it comes, it is redacted at once.
+fn redacting(
+    head: &Head,
+    (own, own_id): (EventNumber, &EventId),
+    (target, id): (EventNumber, EventKey),
+) -> Turn {
+    let stub = Stub {
+        event: target,
+        id,
+        redacted_by: Some(own),
+    };
+    let ends = Ends {
+        extremities: vec![(own, own_id.to_owned())],
+        root: head.row.root,
+        row: head.root,
+        is_step: true,
+    };
+    Turn {
+        ends: Some(ends),
+        stubs: vec![stub],
+        ..Turn::default()
+    }
 }
 
 /// Refuses what no sender may send in this room, whatever their power.
@@ -278,12 +319,16 @@ fn gather(
         let kind = (numbers.sender, numbers.event_type);
         relations::check(source, kind, &new.content, (*relation, parent))?;
     }
+    let mut awaited = None;
     let redacted = match &new.redacts {
         Some(event_id) if new.event_type == TimelineEventType::RoomRedaction => {
             let target = find(head, source, event_id)?;
             // Other servers may have what never came here: whoever may redact anything may redact that.
-            if target.is_none() && !levels(head, &auth)?.may_redact_others(&new.sender) {
-                return Err(Error::NotFound);
+            if target.is_none() {
+                if !levels(head, &auth)?.may_redact_others(&new.sender) {
+                    return Err(Error::NotFound);
+                }
+                awaited = Awaited::new(head, source, event_id)?;
             }
             target
         }
@@ -298,8 +343,22 @@ fn gather(
         parent,
         redacted: redacted.map(|target| target.number),
         redaction,
+        awaited,
         state,
     })
+}
+
+impl Awaited {
+    /// `None` for what cannot be an event of this room.
+    fn new(head: &Head, source: &Source<'_>, event_id: &EventId) -> Result<Option<Self>, Error> {
+        let (id, number) = (EventKey::of(event_id), source.event_number(event_id)?);
+        if !version::is_event_id(event_id, head.rules)
+            || number.is_none() && event::place(source.snapshot()?, &id)?.is_some()
+        {
+            return Ok(None);
+        }
+        Ok(Some(Self { id, number }))
+    }
 }
 
 /// What the redaction of `target` makes of it; nothing if it is redacted already.
@@ -419,6 +478,7 @@ pub(in crate::rooms) fn room_id_of(
         parent: None,
         redacted: None,
         redaction: None,
+        awaited: None,
         state: None,
     };
     let timestamp = create
