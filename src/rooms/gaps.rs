@@ -15,6 +15,8 @@ static GAPS: Table<(RoomNumber, Index), GapRow> = Table::new("gaps", Family::Tim
 
 /// Indexes that a gap leaves free.
 pub(super) const GAP_WIDTH: i64 = 1 << 32;
+/// Where no event stands on so many indexes there is, or was, a gap: between what it parts there is no order.
+pub(super) const PARTED: i64 = 1 << 24;
 /// Most events that one gap names: what is missing beyond that is found on the way.
 const MAX_MISSING: usize = 100;
 

@@ -99,10 +99,11 @@ impl RoomWriter {
         &mut self,
         event: Verified,
         state_before: &[OwnedEventId],
+        intake: Intake,
         batch: Batch,
     ) -> Result<Received, Error> {
         let told = Some(state_before.to_vec());
-        let arrival = self.arrival(event.into_pdu(), Intake::Live, told).await?;
+        let arrival = self.arrival(event.into_pdu(), intake, told).await?;
         match self.gap_naming(&arrival).await? {
             Some(gap) => self.take_into_gap(&gap, arrival, batch).await,
             None => self.take_in(arrival, batch).await,
@@ -144,7 +145,7 @@ impl RoomWriter {
             ord_all: 0,
             ord_room: 0,
         };
-        let id = arrival.pdu.event_id.clone();
+        let (id, intake) = (arrival.pdu.event_id.clone(), arrival.intake);
         let verdict = self
             .with_source(move |head, source| judge::judge(head, source, &arrival))
             .await?;
@@ -153,7 +154,7 @@ impl RoomWriter {
             Verdict::MissingPrev(missing) => return Ok(Received::MissingPrev(missing)),
             Verdict::Known(_) | Verdict::Settled(..) => {}
         }
-        self.receive_history(gap, vec![event]).await?;
+        self.fill(gap, vec![event], intake).await?;
         let (rooms, room) = (self.rooms().clone(), self.room());
         let read = move |snapshot: &Snapshot| rooms.event_in_room(snapshot, room, &id);
         let event = self.rooms().store.read(read).await?;

@@ -15,7 +15,7 @@ use super::{
     Class, Error, EventMeta, HeadRow, RoomNumber, Rooms, RootRow, StoredEvent,
     draft::Draft,
     event::{self, BODIES, Body, METAS, flag},
-    gaps::GAP_WIDTH,
+    gaps::PARTED,
     head::Head,
     membership, membership_of, relations, resolution,
     state::{self, GraphRow, StateKey},
@@ -527,8 +527,10 @@ impl<'a> Check<'a> {
         let mut last_ordinals = (0, 0);
         let mut before: BTreeSet<EventNumber> = BTreeSet::new();
         let mut found = Vec::new();
-        for row in timeline::rows(self.snapshot, self.room) {
-            let (index, row) = row?;
+        let rows = timeline::rows(self.snapshot, self.room).collect::<Result<Vec<_>, _>>()?;
+        let runs = runs(&rows);
+        let run_of = |index: i64| runs.partition_point(|start| *start <= index);
+        for (index, row) in rows {
             let Some(meta) = self.metas.get(&row.event) else {
                 found.push((
                     "I10",
@@ -545,7 +547,7 @@ impl<'a> Check<'a> {
             // Between events that a gap has parted there is no order.
             let is_after = |event: &&EventNumber| {
                 let previous = self.metas.get(event).filter(|meta| meta.is_visible());
-                let is_near = |meta: &EventMeta| meta.index.saturating_sub(index) < GAP_WIDTH / 2;
+                let is_near = |meta: &EventMeta| run_of(meta.index) == run_of(index);
                 previous.is_some_and(is_near) && !before.contains(event)
             };
             if let Some(event) = meta.prev_events.iter().find(is_after) {
@@ -595,6 +597,19 @@ impl<'a> Check<'a> {
         }
         Ok(())
     }
+}
+
+/// Where the runs of a timeline begin that gaps part.
+fn runs(rows: &[(i64, timeline::TimelineRow)]) -> Vec<i64> {
+    let mut last = None;
+    let mut starts = Vec::new();
+    for (index, _) in rows {
+        if last.is_none_or(|last: i64| index.saturating_sub(last) >= PARTED) {
+            starts.push(*index);
+        }
+        last = Some(*index);
+    }
+    starts
 }
 
 /// Whether an event came while this server was in the room, and not as a part of its history.

@@ -11,10 +11,10 @@ use super::{Intake, Place, Verdict, judge};
 use crate::{
     events::{Verified, extremities},
     rooms::{
-        Error, RoomNumber, RoomWriter, Rooms, StoredEvent,
+        Error, EventMeta, RoomNumber, RoomWriter, Rooms, StoredEvent,
         draft::{Draft, Made},
         event,
-        gaps::{self, Gap, GapRow},
+        gaps::{self, Gap, GapRow, PARTED},
         head::{self, Head},
         membership::{self, MembershipChange},
         redact, relations,
@@ -39,6 +39,8 @@ pub struct HistoryEvent {
 /// What was read of a gap.
 struct Edge {
     missing: Vec<OwnedEventId>,
+    /// The highest index below that is taken.
+    floor: i64,
     /// Ordinals of what lies below.
     ord_all: u64,
     ord_room: u64,
@@ -64,6 +66,15 @@ impl RoomWriter {
         gap: &Gap,
         events: Vec<HistoryEvent>,
     ) -> Result<Option<Gap>, Error> {
+        self.fill(gap, events, Intake::Live).await
+    }
+
+    pub(super) async fn fill(
+        &mut self,
+        gap: &Gap,
+        events: Vec<HistoryEvent>,
+        intake: Intake,
+    ) -> Result<Option<Gap>, Error> {
         self.settled().await?;
         let (room, index) = (self.room(), gap.index);
         let rooms = self.rooms().clone();
@@ -74,11 +85,17 @@ impl RoomWriter {
         };
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let lowest = index.saturating_sub(count);
+        let apart = lowest.saturating_sub(PARTED);
+        let parted = match apart.saturating_sub(PARTED) > edge.floor {
+            true => self.count_parted(index, &events).await?,
+            false => 0,
+        };
         let mut arrivals = Vec::with_capacity(events.len());
         for (event, at) in events.into_iter().zip(0_i64..) {
             let pdu = event.event.into_pdu();
-            let arrival = self.arrival(pdu, Intake::Live, event.state_before).await;
+            let arrival = self.arrival(pdu, intake, event.state_before).await;
             let Ok(mut arrival) = arrival else { continue };
+            let lowest = if at < parted { apart } else { lowest };
             arrival.place = Place::Past {
                 index: lowest.saturating_add(at),
                 ord_all: edge.ord_all,
@@ -96,7 +113,8 @@ impl RoomWriter {
                     if let Verdict::Settled(settled, _) =
                         judge::judge_past(head, &source_with, &draft, arrival)?
                     {
-                        missing.extend(arrival.pdu.prev_events.iter().cloned());
+                        let gap = settled.turn.as_ref().and_then(|turn| turn.gap.as_ref());
+                        missing.extend(gap.into_iter().flat_map(GapRow::ids));
                         prepared.push(*settled);
                     }
                 }
@@ -120,6 +138,35 @@ impl RoomWriter {
             })
             .await?;
         self.append_history(index, filled).await
+    }
+
+    /// How many of the events, from the oldest on, must stand apart from what is above the gap: an event that the last of
+    /// them cites stands there, because it came first.
+    async fn count_parted(&mut self, index: i64, events: &[HistoryEvent]) -> Result<i64, Error> {
+        let cited: Vec<_> = events
+            .iter()
+            .map(|event| event.event.prev_events.clone())
+            .collect();
+        self.with_source(move |_head, source| {
+            let mut parted = 0;
+            for (cited, count) in cited.iter().zip(1..) {
+                for id in cited {
+                    let event = match source.event_number(id)? {
+                        Some(number) => source.event(number)?,
+                        None => None,
+                    };
+                    let is_above = |event: &EventMeta| {
+                        let distance = event.index.saturating_sub(index);
+                        event.is_visible() && (0..PARTED).contains(&distance)
+                    };
+                    if event.is_some_and(|event| is_above(&event.meta)) {
+                        parted = count;
+                    }
+                }
+            }
+            Ok(parted)
+        })
+        .await
     }
 
     async fn append_history(&mut self, index: i64, filled: Filled) -> Result<Option<Gap>, Error> {
@@ -220,7 +267,7 @@ fn ends(
 ) -> Result<Option<(Ends, Vec<MembershipChange>)>, Error> {
     let before: BTreeSet<_> = head.extremities.iter().map(|(end, _)| *end).collect();
     let mut after = before.clone();
-    for past in prepared.iter().filter(|past| past.event.meta.is_accepted()) {
+    for past in prepared {
         let (number, cited) = (past.event.number, &past.event.meta.prev_events);
         after = extremities::after(&after, number, cited, |number| {
             place::behind(source, number)
@@ -289,10 +336,15 @@ fn edge(
     let below = rooms
         .timeline(snapshot, room, index, Order::Backward, 1)?
         .pop();
-    let ordinals = |event: &StoredEvent| (event.meta.ord_all, event.meta.ord_room);
-    let (ord_all, ord_room) = below.map_or((0, 0), |below| ordinals(&below.event));
+    let of_event = |event: &StoredEvent| {
+        let meta = &event.meta;
+        (meta.index, meta.ord_all, meta.ord_room)
+    };
+    let nothing = (i64::MIN, 0, 0);
+    let (floor, ord_all, ord_room) = below.map_or(nothing, |below| of_event(&below.event));
     Ok(Some(Edge {
         missing: gap.missing,
+        floor,
         ord_all,
         ord_room,
     }))

@@ -4,7 +4,7 @@
 
 mod settling;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use ruma::{
     EventId, OwnedEventId,
@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 use self::settling::Settling;
 use super::{Intake, refused, told};
 use crate::{
-    events::{AuthError, EventNumber, Pdu, auth},
+    events::{AuthError, EventNumber, Pdu, auth, extremities},
     rooms::{
         Error, StoredEvent,
         draft::Draft,
@@ -126,6 +126,8 @@ type Failure = Option<(u32, AuthError)>;
 struct Prevs {
     known: SmallVec<[EventNumber; 2]>,
     missing: Vec<OwnedEventId>,
+    /// What is missing before the known ones that were not accepted: an event that is accepted comes after it as well.
+    behind: Vec<OwnedEventId>,
 }
 
 impl<'a> Court<'a> {
@@ -265,18 +267,48 @@ impl<'a> Court<'a> {
                 prevs.known.push(*end);
                 continue;
             }
-            let event = match self.source.event_number(id)? {
-                Some(number) => self.source.event(number)?,
-                None => None,
-            };
-            match event.filter(|event| !event.meta.has(flag::OUTLIER)) {
+            match self.placed(id)? {
                 Some(event) => prevs.known.push(event.number),
                 None => prevs.missing.push(id.clone()),
             }
         }
         prevs.known.sort_unstable();
         prevs.known.dedup();
+        prevs.behind = self.missing_behind(&prevs.known)?;
         Ok(prevs)
+    }
+
+    /// What is missing before those of the events that were rejected or soft-failed.
+    fn missing_behind(&self, events: &[EventNumber]) -> Result<Vec<OwnedEventId>, Error> {
+        let ends = &self.head.extremities;
+        let is_end = |number: &EventNumber| ends.iter().any(|(end, _)| end == number);
+        let mut front: Vec<_> = events.iter().copied().filter(|of| !is_end(of)).collect();
+        let (mut seen, mut missing) = (BTreeSet::new(), Vec::new());
+        while let Some(number) = front.pop() {
+            let Some(event) = self.source.event(number)? else {
+                continue;
+            };
+            let is_passed = seen.len() < extremities::MAX_PASSED && seen.insert(number);
+            if event.meta.is_accepted() || !is_passed {
+                continue;
+            }
+            for id in &event.pdu.prev_events {
+                match self.placed(id)? {
+                    Some(event) => front.push(event.number),
+                    None => missing.push(id.clone()),
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    /// An event that has a place in the graph.
+    fn placed(&self, id: &EventId) -> Result<Option<Arc<StoredEvent>>, Error> {
+        let event = match self.source.event_number(id)? {
+            Some(number) => self.source.event(number)?,
+            None => None,
+        };
+        Ok(event.filter(|event| !event.meta.has(flag::OUTLIER)))
     }
 
     /// The state before the event.
@@ -433,10 +465,7 @@ impl<'a> Court<'a> {
         if let Err(error) = self.check_at(&site.basis, &looked)? {
             return Ok(Some((flag::REJECTED_BY_STATE, error)));
         }
-        if self.arrival.place != Place::Live {
-            return Ok(None);
-        }
-        if !site.basis.is_current(self.head) {
+        if self.arrival.place == Place::Live && !site.basis.is_current(self.head) {
             let now = Site {
                 basis: Basis::current(self.head),
                 ..*site

@@ -13,7 +13,7 @@ use crate::{
     clock::Clock,
     events::RootNumber,
     rooms::{Adoption, Class, CreateRoom, NewEvent, Preset, identity, object, tests::message},
-    storage::Store,
+    storage::{Position, Store},
     telemetry::Metrics,
 };
 
@@ -95,6 +95,20 @@ impl Peer {
             commit.await?;
         }
         Ok(received)
+    }
+
+    /// Takes in an event that lacks its previous events, after the state that another server has after them.
+    async fn receive_after_gap(&self, pdu: &Pdu, teller: &Self, intake: Intake) -> Outcome {
+        let root = teller.event(&pdu.event_id).unwrap().meta.root_before;
+        let before: Vec<_> = teller.state_ids(root).into_iter().collect();
+        let mut writer = self.rooms.write(self.room()).await.unwrap();
+        let received = writer.receive_after_gap(carried(pdu), &before, intake, Batch::new());
+        let received = received.await.unwrap();
+        writer.settled().await.unwrap();
+        match received {
+            Received::Settled { outcome, .. } => outcome,
+            Received::MissingAuth(_) | Received::MissingPrev(_) => panic!("it lacks something"),
+        }
     }
 
     async fn outcome(&self, pdu: &Pdu) -> Outcome {
@@ -402,7 +416,8 @@ async fn a_redaction_that_comes_first_waits_for_its_target() {
 }
 
 /// Fills the gaps of a server from another, two events at a time, the newest first as /backfill has them.
-async fn fill_gaps(new: &Peer, first: &Peer) {
+/// True if there may be more.
+async fn fill_gaps(new: &Peer, first: &Peer) -> bool {
     let graph = first.graph();
     let mut order: Vec<_> = graph.values().cloned().collect();
     order.sort_by_key(|event| event.meta.index);
@@ -415,7 +430,7 @@ async fn fill_gaps(new: &Peer, first: &Peer) {
             .gap_at_or_below(&snapshot, new.room(), i64::MAX)
             .unwrap()
         else {
-            break;
+            return false;
         };
         let newest = gap
             .missing
@@ -438,6 +453,7 @@ async fn fill_gaps(new: &Peer, first: &Peer) {
             });
         writer.receive_history(&gap, page.collect()).await.unwrap();
     }
+    true
 }
 
 #[tokio::test]
@@ -467,7 +483,7 @@ async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
     let before: Vec<_> = first.state_ids(first.root()).into_iter().collect();
     let mut writer = new.rooms.write(new.room()).await.unwrap();
     let received = writer
-        .receive_after_gap(carried(&last), &before, Batch::new())
+        .receive_after_gap(carried(&last), &before, Intake::Live, Batch::new())
         .await
         .unwrap();
     assert!(matches!(
@@ -481,7 +497,7 @@ async fn history_fills_the_gap_before_a_join_and_one_in_the_middle() {
     drop(writer);
     assert_eq!(new.bodies(), Vec::<String>::from(["6".to_owned()]));
 
-    fill_gaps(&new, &first).await;
+    assert!(!fill_gaps(&new, &first).await);
 
     let snapshot = new.rooms.store.snapshot().unwrap();
     let root = new.rooms.root_at(&snapshot, new.room(), then.0).unwrap();
@@ -584,7 +600,7 @@ async fn what_was_missing_in_a_gap_goes_there_when_it_comes() {
     let early = a.send(message(&a.user, "early")).await.unwrap();
     let before: Vec<_> = a.state_ids(a.root()).into_iter().collect();
     let mut writer = b.rooms.write(b.room()).await.unwrap();
-    let taken = writer.receive_after_gap(carried(&early), &before, Batch::new());
+    let taken = writer.receive_after_gap(carried(&early), &before, Intake::Live, Batch::new());
     assert!(matches!(
         taken.await.unwrap(),
         Received::Settled {
@@ -609,6 +625,141 @@ async fn what_was_missing_in_a_gap_goes_there_when_it_comes() {
         "only the one before the join is left"
     );
     b.check();
+}
+
+#[tokio::test]
+async fn what_a_gap_names_stands_apart_from_what_it_follows_and_came_first() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let first = a.send(message(&a.user, "first")).await.unwrap();
+    let second = a.send(message(&a.user, "second")).await.unwrap();
+    let third = a.send(message(&a.user, "third")).await.unwrap();
+    b.receive_after_gap(&third, a, Intake::Live).await;
+
+    assert_eq!(b.outcome(&first).await, Outcome::Accepted);
+    assert_eq!(b.outcome(&second).await, Outcome::Accepted);
+
+    assert_eq!(b.bodies(), ["second", "third", "first"]);
+    assert_eq!(b.extremities(), a.extremities());
+    b.check();
+}
+
+#[tokio::test]
+async fn what_an_event_that_is_not_shown_follows_is_no_end_when_it_comes() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let late = a.send(message(&a.user, "late")).await.unwrap();
+    let unsigned = a.send(message(&a.user, "unsigned")).await.unwrap();
+    let outcome = b.receive_after_gap(&unsigned, a, Intake::Unsigned).await;
+    assert_eq!(outcome, Outcome::SoftFailed);
+    let last = a.send(message(&a.user, "last")).await.unwrap();
+    assert_eq!(b.outcome(&last).await, Outcome::Accepted);
+
+    assert_eq!(b.outcome(&late).await, Outcome::Accepted);
+
+    assert_eq!(b.bodies(), ["late", "last"]);
+    b.check();
+}
+
+#[tokio::test]
+async fn what_the_policy_server_did_not_sign_is_not_shown_in_a_gap_either() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let late = a.send(message(&a.user, "late")).await.unwrap();
+    let early = a.send(message(&a.user, "early")).await.unwrap();
+    let outcome = b.receive_after_gap(&early, a, Intake::Live).await;
+    assert_eq!(outcome, Outcome::Accepted);
+
+    let Received::Settled { outcome, .. } = b.receive_as(&late, Intake::Unsigned).await.unwrap()
+    else {
+        panic!("nothing is missing");
+    };
+
+    assert_eq!(outcome, Outcome::SoftFailed);
+    assert_eq!(b.bodies(), ["early"]);
+    b.check();
+}
+
+#[tokio::test]
+async fn a_redaction_sent_here_waits_for_its_target_from_elsewhere() {
+    let all = servers(2, RoomVersionId::V11).await;
+    let [a, b] = all.as_slice() else {
+        unreachable!()
+    };
+    let secret = b.send(message(&b.user, "secret")).await.unwrap();
+    let redaction = NewEvent {
+        event_type: "m.room.redaction".into(),
+        content: Default::default(),
+        redacts: Some(secret.event_id.clone()),
+        ..message(&a.user, "")
+    };
+    let redaction = a.send(redaction).await.unwrap();
+    a.check();
+
+    assert_eq!(a.outcome(&secret).await, Outcome::Accepted);
+    assert_eq!(b.outcome(&redaction).await, Outcome::Accepted);
+
+    for side in [a, b] {
+        let shown = side.event(&secret.event_id).unwrap();
+        assert!(shown.meta.has(flag::REDACTED));
+        assert_eq!(side.bodies(), Vec::<String>::new());
+        side.check();
+    }
+    assert_eq!(a.extremities(), b.extremities());
+}
+
+#[tokio::test]
+async fn a_position_is_found_across_history_that_has_filled_a_gap() {
+    let first = peer(0).await;
+    let plan = plan(&first.user, RoomVersionId::V11);
+    first.rooms.create(plan).await.unwrap();
+    for number in 0..40 {
+        let body = number.to_string();
+        first.send(message(&first.user, &body)).await.unwrap();
+    }
+    let new = peer(1).await;
+    let join = first.template(joined(&new.user)).await;
+    let answer = first.answer(&join, RoomVersionId::V11);
+    new.rooms.adopt(answer).await.unwrap();
+    first.receive_as(&join, Intake::Vouched).await.unwrap();
+    let mut seen = vec![(Position::default(), i64::MIN)];
+    let mut note = || {
+        let published = new.rooms.published(new.room()).unwrap();
+        seen.push((published.position, published.head.high));
+    };
+    note();
+    for number in 0..100 {
+        let sent = first.send(message(&first.user, &number.to_string())).await;
+        let sent = sent.unwrap();
+        match number {
+            // The second gap.
+            40..60 => continue,
+            60 => assert_eq!(
+                new.receive_after_gap(&sent, &first, Intake::Live).await,
+                Outcome::Accepted
+            ),
+            _ => assert_eq!(new.outcome(&sent).await, Outcome::Accepted),
+        }
+        note();
+    }
+    while fill_gaps(&new, &first).await {}
+    assert_eq!(new.bodies().len(), 140);
+    let after = Clock::seeded(1_700_000_000_000, 1);
+    let name = new.rooms.own_name().to_owned();
+    // One that has only now started, and has nothing in memory.
+    let restarted = on(new.rooms.store.clone(), after, name).await;
+
+    let snapshot = restarted.store.snapshot().unwrap();
+    for (position, index) in seen {
+        let found = restarted.index_at(&snapshot, new.room(), position);
+        assert_eq!(found.unwrap(), index, "at {position:?}");
+    }
 }
 
 #[tokio::test]

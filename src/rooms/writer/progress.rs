@@ -48,10 +48,11 @@ impl Head {
         if event.meta.is_accepted() {
             row.max_depth = row.max_depth.max(event.meta.depth);
         }
+        // What is not shown has an index only to leave the room for a gap below it.
+        row.high = event.meta.index;
         if !event.meta.is_visible() {
             return;
         }
-        row.high = event.meta.index;
         if unread.moves_up {
             row.bump = event.meta.index;
         }
@@ -103,8 +104,10 @@ impl Head {
         if turn.was == Was::Stub {
             stubs::remove(batch, room, id);
         }
-        if let Some(gap) = turn.gap.as_ref().filter(|_| event.meta.is_visible()) {
-            gaps::insert(batch, room, event.meta.index, gap);
+        if let Some(gap) = &turn.gap {
+            // Below what is not shown a gap is all the same: what comes later belongs into it.
+            let hidden = i64::from(!event.meta.is_visible());
+            gaps::insert(batch, room, event.meta.index + hidden, gap);
         }
         if turn.takes_up {
             self.row.taken_up = event.meta.index;

@@ -148,7 +148,12 @@ impl<'a> Settling<'a> {
             let number = self.mention(id)?;
             self.meta.prev_events.extend(number);
         }
-        self.missing.clone_from(&prevs.missing);
+        // What is taken for history is followed by what was accepted.
+        let is_past = matches!(self.court.arrival.place, Place::Past { .. });
+        if is_past || self.meta.is_accepted() {
+            self.missing.clone_from(&prevs.missing);
+            self.missing.extend(prevs.behind.iter().cloned());
+        }
         Ok(())
     }
 
@@ -291,11 +296,11 @@ impl<'a> Settling<'a> {
         let (court, number) = (self.court, self.number);
         let arrival = court.arrival;
         let is_live = matches!(arrival.place, Place::Live | Place::TakingUp);
-        let is_gap = !self.missing.is_empty() && is_live;
         if self.meta.is_visible() && is_live {
-            self.meta.index += if is_gap { GAP_WIDTH + 1 } else { 1 };
+            self.meta.index += 1;
         }
-        if is_gap {
+        if !self.missing.is_empty() {
+            self.meta.index += if is_live { GAP_WIDTH } else { 0 };
             let missing = self.missing.iter().map(|id| &**id);
             self.turn.gap = Some(GapRow::of(missing));
         }
