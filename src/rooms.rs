@@ -72,7 +72,7 @@ pub use self::{
     head::HeadRow,
     hierarchy::{Hierarchy, HierarchyQuery, RemoteRoom, RemoteRooms, ServedHierarchy},
     member::{Extra, MembershipAction},
-    membership::{Class, MemberRow, UserRoom},
+    membership::{Class, MemberRow, UserRoom, class_of},
     numbers::{RoomNumber, ServerNumber, TypeNumber},
     outgoing::Outgoing,
     outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},

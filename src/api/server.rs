@@ -14,7 +14,7 @@ mod space;
 mod thirdparty;
 mod transactions;
 
-use ruma::{RoomId, ServerName};
+use ruma::{OwnedEventId, RoomId, ServerName};
 
 use super::{auth::Origin, error::Error, routes::Routes};
 use crate::{
@@ -48,8 +48,21 @@ pub(super) fn routes() -> Routes {
 /// 404 for a room that is not here; 403 for one that the server is not in or shut out of.
 async fn read_room<T: Send + 'static>(
     server: &Server,
-    Origin(origin): Origin,
+    origin: Origin,
     room_id: &RoomId,
+    read: impl FnOnce(&Rooms, &Snapshot, RoomNumber, &ServerName) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    read_room_at(server, origin, (room_id, Vec::new()), read).await
+}
+
+/// As [`read_room`], also for a server that has left since and was in the room at all of the events.
+///
+/// # Errors
+/// As [`read_room`].
+async fn read_room_at<T: Send + 'static>(
+    server: &Server,
+    Origin(origin): Origin,
+    (room_id, at): (&RoomId, Vec<OwnedEventId>),
     read: impl FnOnce(&Rooms, &Snapshot, RoomNumber, &ServerName) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     let not_found = || Error::not_found("This room is not known here");
@@ -62,7 +75,9 @@ async fn read_room<T: Send + 'static>(
         if !rooms.acl_allows(snapshot, room, &origin)? {
             return Err(Error::forbidden("Your server is banned from this room"));
         }
-        if !rooms.is_server_joined(snapshot, room, &origin)? {
+        if !rooms.is_server_joined(snapshot, room, &origin)?
+            && !rooms.was_server_joined(snapshot, room, &origin, &at)?
+        {
             return Err(Error::forbidden("Your server is not in this room"));
         }
         read(&rooms, snapshot, room, &origin)

@@ -85,7 +85,7 @@ impl KeyPart for Class {
 }
 
 /// The class of a membership event.
-pub(super) fn class_of(pdu: &Pdu) -> Class {
+pub fn class_of(pdu: &Pdu) -> Class {
     #[derive(serde::Deserialize)]
     struct Content {
         membership: MembershipState,
@@ -268,6 +268,15 @@ pub(super) fn joined_of(
 ) -> Result<i64, Error> {
     let row = snapshot.get(&SERVERS, &(room, server))?;
     Ok(row.map_or(0, |Counter(joined)| joined))
+}
+
+/// Whether a server has joined members, or once had.
+pub(super) fn has_been_joined(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    server: ServerNumber,
+) -> Result<bool, Error> {
+    Ok(snapshot.has(&SERVERS, &(room, server))?)
 }
 
 /// Every row of a user for a room; more than one is a fault.

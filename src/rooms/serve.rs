@@ -1,7 +1,7 @@
 //! What another server is shown of a room: single events, states with their auth chains, what came before an event.
 //!
-//! Only servers with joined members are answered, which is for the caller to check ([`Rooms::is_server_joined`]). What the
-//! members of a server could not see under the history visibility of the moment, the server gets redacted: it needs the
+//! Only servers with joined members are answered, or those that had them at the events they ask about, which is for the
+//! caller to check ([`Rooms::is_server_joined`], [`Rooms::was_server_joined`]). What the members of a server could not see under the history visibility of the moment, the server gets redacted: it needs the
 //! event for its graph, and not its content.
 
 use std::{
@@ -80,6 +80,43 @@ impl Rooms {
             Some(number) => Ok(membership::joined_of(snapshot, room, number)? > 0),
             None => Ok(false),
         }
+    }
+
+    /// Whether a server that may have left was in the room at each of these events: had joined members right before or after
+    /// it. Who was put out asks for what led to that.
+    pub fn was_server_joined(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        server: &ServerName,
+        at: &[OwnedEventId],
+    ) -> Result<bool, Error> {
+        let known = self.numbers.server(server);
+        let has_been = match known {
+            Some(number) => membership::has_been_joined(snapshot, room, number)?,
+            None => false,
+        };
+        if !has_been || at.is_empty() {
+            return Ok(false);
+        }
+        let mut sight = self.server_sight(snapshot, room, server)?;
+        for event_id in at {
+            let event = self.event_in_room(snapshot, room, event_id)?;
+            let has_state = |event: &Arc<StoredEvent>| is_served(&event.meta);
+            let Some(event) = event.filter(has_state) else {
+                return Ok(false);
+            };
+            let mut was_in = false;
+            for root in [event.meta.root_before, event.meta.root_after] {
+                let members = self.root(snapshot, room, root)?.members;
+                let closest = self.closest(snapshot, &mut sight, members)?;
+                was_in |= closest == MembershipState::Join;
+            }
+            if !was_in {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// What a server may see of a room.

@@ -141,6 +141,46 @@ async fn a_server_outside_the_room_reads_nothing() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_put_out_reads_what_led_to_it_and_nothing_later() {
+    let shared = Shared::joined(json!({ "preset": "public_chat" })).await;
+    let (server, peer) = (&shared.server, &shared.peer);
+    shared.alice.say(&shared.room, "before").await;
+    let kick = json!({ "user_id": peer.user("bob") });
+    let path = room_path(&shared.room, "/kick");
+    shared.alice.post(&path, kick).await.ok();
+    let later = shared.alice.say(&shared.room, "later").await;
+    let state = shared.alice.get(&room_path(&shared.room, "/state")).await;
+    let state = state.ok();
+    let of_bob = state.as_array().expect("a list").iter();
+    let mut of_bob = of_bob.filter(|event| event["state_key"] == peer.user("bob"));
+    let kick = of_bob.next().expect("a membership")["event_id"].clone();
+    let kick = kick.as_str().expect("an ID");
+
+    for (event, status) in [(kick, 200), (&*later, 403)] {
+        let missing = json!({ "earliest_events": [], "latest_events": [event], "limit": 1 });
+        let event = escaped(event);
+        let paths = [
+            format!("/_matrix/federation/v1/event/{event}"),
+            shared.path("state", &format!("?event_id={event}")),
+            shared.path("state_ids", &format!("?event_id={event}")),
+            shared.path("event_auth", &format!("/{event}")),
+            shared.path("backfill", &format!("?v={event}&limit=5")),
+        ];
+        for path in &paths {
+            let answer = peer.get(server, path).await;
+            assert_eq!(answer.status, status, "{path}: {}", answer.text);
+        }
+        let path = shared.path("get_missing_events", "");
+        let answer = peer.post(server, &path, missing).await;
+        assert_eq!(answer.status, status, "{}", answer.text);
+        if status == 200 {
+            let answer = answer.ok();
+            assert_eq!(bodies(&answer["events"]), [Some("before".to_owned())]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_the_room_shuts_out_reads_nothing() {
     let shared = Shared::joined(json!({ "preset": "public_chat" })).await;
     let host = shared.peer.name.host().to_owned();

@@ -199,6 +199,47 @@ async fn a_gap_that_stays_open_is_bridged_by_the_state_of_its_other_side() {
 }
 
 #[tokio::test]
+async fn who_is_put_out_is_out_though_nobody_tells_what_came_before_it() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let carol = server.user("carol").await;
+    let invite = json!({ "user_id": carol.id });
+    alice.post(&room_path(&room, "/invite"), invite).await.ok();
+    carol.post(&room_path(&room, "/join"), json!({})).await.ok();
+    let guest = Guest::join(&server, &room).await;
+    let levels = room_path(&room, "/state/m.room.power_levels");
+    let mut powers = alice.get(&levels).await.ok();
+    powers["users"][guest.user.as_str()] = json!(50);
+    alice.put(&levels, powers).await.ok();
+    let state = alice.get(&room_path(&room, "/state")).await.ok();
+    let state = state.as_array().expect("a list").iter();
+    let allows = |event: &&Value| {
+        event["type"] == "m.room.power_levels"
+            || event["state_key"] == carol.id
+            || event["state_key"] == guest.user.as_str()
+    };
+    let auth_events = state.filter(allows).map(|event| &event["event_id"]);
+    let auth_events = auth_events.map(|id| id.as_str().expect("an ID").try_into());
+    let kick = guest.event(Draft {
+        event_type: "m.room.member",
+        state_key: Some(carol.id.clone()),
+        content: json!({ "membership": "leave" }),
+        prev_events: vec![no_event(1)],
+        auth_events: Some(auth_events.collect::<Result<_, _>>().expect("IDs")),
+        depth: 100,
+    });
+
+    guest.send("1", &[&kick]).await.ok();
+
+    guest.is_seen(&alice, &kick).await;
+    let members = alice.get(&room_path(&room, "/joined_members")).await.ok();
+    let joined = members["joined"].as_object().expect("an object");
+    assert_eq!(joined.len(), 2, "{members}");
+    assert!(!joined.contains_key(&carol.id), "{members}");
+    alice.say(&room, "still here").await;
+}
+
+#[tokio::test]
 async fn auth_events_that_go_on_without_end_are_given_up() {
     let [server] = TestServer::federated().await;
     let (alice, room) = room_of(&server).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ruma::api::federation::authorization::get_event_authorization;
 
-use super::{event::write_states, read_room};
+use super::{event::write_states, read_room_at};
 use crate::{
     api::{
         auth::Origin,
@@ -29,6 +29,7 @@ async fn get_event_authorization(
     request: get_event_authorization::v1::Request,
 ) -> Result<RawJson, Error> {
     let event_id = request.event_id;
+    let at = vec![event_id.clone()];
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
         let chain = rooms.auth_chain_of(snapshot, room, &event_id)?;
         let mut json = b"{\"auth_chain\":[".to_vec();
@@ -36,6 +37,6 @@ async fn get_event_authorization(
         json.extend_from_slice(b"]}");
         Ok(json)
     };
-    let json = read_room(&server, origin, &request.room_id, read).await?;
+    let json = read_room_at(&server, origin, (&request.room_id, at), read).await?;
     Ok(RawJson(json.into()))
 }

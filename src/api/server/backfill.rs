@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ruma::api::federation::backfill::get_backfill;
 
-use super::{read_room, write_transaction};
+use super::{read_room_at, write_transaction};
 use crate::{
     api::{
         auth::Origin,
@@ -38,6 +38,7 @@ async fn get_backfill(
     }
     let limit = usize::try_from(u64::from(request.limit)).unwrap_or(MAX_EVENTS);
     let (from, limit) = (request.v, limit.min(MAX_EVENTS));
+    let at = from.clone();
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, origin: &_| -> Result<_, Error> {
         let events = rooms.history_before(snapshot, room, &from, limit)?;
         let mut sight = rooms.server_sight(snapshot, room, origin)?;
@@ -46,7 +47,7 @@ async fn get_backfill(
             .map(|event| rooms.shown_to_server(snapshot, &mut sight, event));
         Ok(shown.collect::<Result<Vec<_>, _>>()?)
     };
-    let pdus = read_room(&server, origin, &request.room_id, read).await?;
+    let pdus = read_room_at(&server, origin, (&request.room_id, at), read).await?;
     let json = write_transaction(&server, pdus.iter().map(|pdu| &**pdu));
     Ok(RawJson(json.into()))
 }

@@ -12,7 +12,7 @@ use ruma::{
 };
 use tokio::sync::Semaphore;
 
-use super::{read_room, write_list, write_transaction};
+use super::{read_room, read_room_at, write_list, write_transaction};
 use crate::{
     api::{
         auth::Origin,
@@ -58,13 +58,14 @@ async fn get_event(
         .map(|(room, _)| room);
     let room_id = room.and_then(|room| server.rooms.room_id(room));
     let room_id = room_id.ok_or_else(not_found)?;
+    let at = vec![request.event_id.clone()];
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, origin: &_| -> Result<_, Error> {
         let event = rooms.event_in_room(snapshot, room, &request.event_id)?;
         let event = event.ok_or_else(|| Error::not_found("There is no such event here"))?;
         let mut sight = rooms.server_sight(snapshot, room, origin)?;
         Ok(rooms.shown_to_server(snapshot, &mut sight, &event)?)
     };
-    let json = read_room(&server, origin, &room_id, read).await?;
+    let json = read_room_at(&server, origin, (&room_id, at), read).await?;
     Ok(RawJson(write_transaction(&server, [&*json]).into()))
 }
 
@@ -75,6 +76,7 @@ async fn get_room_state(
     request: get_room_state::v1::Request,
 ) -> Result<RawJson, Error> {
     let event_id = request.event_id;
+    let at = vec![event_id.clone()];
     let _permit = STATES.acquire().await.map_err(Error::internal)?;
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
         let served = rooms.state_before(snapshot, room, &event_id)?;
@@ -85,7 +87,7 @@ async fn get_room_state(
         json.extend_from_slice(b"]}");
         Ok(json)
     };
-    let json = read_room(&server, origin, &request.room_id, read).await?;
+    let json = read_room_at(&server, origin, (&request.room_id, at), read).await?;
     Ok(RawJson(json.into()))
 }
 
@@ -114,6 +116,7 @@ async fn get_room_state_ids(
     request: get_room_state_ids::v1::Request,
 ) -> Result<get_room_state_ids::v1::Response, Error> {
     let event_id = request.event_id;
+    let at = vec![event_id.clone()];
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
         let served = rooms.state_before(snapshot, room, &event_id)?;
         Ok(get_room_state_ids::v1::Response::new(
@@ -121,7 +124,7 @@ async fn get_room_state_ids(
             rooms.state_event_ids(snapshot, room, &served.state)?,
         ))
     };
-    read_room(&server, origin, &request.room_id, read).await
+    read_room_at(&server, origin, (&request.room_id, at), read).await
 }
 
 /// Spec: s2s, "POST /_matrix/federation/v1/get_missing_events/{roomId}".
@@ -133,6 +136,7 @@ async fn get_missing_events(
     if request.earliest_events.len() + request.latest_events.len() > MAX_NAMED {
         return Err(Error::invalid_param("Too many events are named"));
     }
+    let at = request.latest_events.clone();
     let query = MissingQuery {
         limit: usize::try_from(u64::from(request.limit))
             .map_or(MAX_MISSING, |limit| limit.min(MAX_MISSING)),
@@ -148,7 +152,7 @@ async fn get_missing_events(
             .map(|event| rooms.shown_to_server(snapshot, &mut sight, event));
         Ok(shown.collect::<Result<Vec<_>, _>>()?)
     };
-    let events = read_room(&server, origin, &request.room_id, read).await?;
+    let events = read_room_at(&server, origin, (&request.room_id, at), read).await?;
     let mut json = b"{\"events\":[".to_vec();
     write_list(&mut json, events.iter().map(|event| &**event));
     json.extend_from_slice(b"]}");

@@ -2,17 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ruma::{OwnedEventId, OwnedServerName, UInt, api::federation::event::get_missing_events};
+use ruma::{
+    OwnedEventId, OwnedServerName, UInt, UserId, api::federation::event::get_missing_events,
+    events::TimelineEventType,
+};
 
 use super::{FETCH_DEADLINE, FEW, Session, in_order};
 use crate::{
-    events::Verified,
+    events::{Pdu, Verified},
     federation::{
         Error, Federation,
         inbox::{Entry, Inbox, label},
         policy,
     },
-    rooms::{Intake, Received, RoomNumber, flag},
+    rooms::{self, Class, Intake, Received, RoomNumber, class_of, flag},
     storage::{Batch, Commit, Snapshot},
 };
 
@@ -32,7 +35,7 @@ const MAX_ATTEMPTS: usize = 4;
 enum Edge {
     /// They must be known: a server that sends an event has to tell what it follows.
     Closed,
-    /// The state after them is asked for: the event was fetched on the way to a gap.
+    /// The state after them is asked for: the event was fetched on the way to a gap, or puts this server out of the room.
     Open,
 }
 
@@ -47,18 +50,32 @@ impl Federation {
         entry: &Entry,
         event: Verified,
     ) -> Result<bool, Error> {
+        let mut session = Session::new(self, room, std::slice::from_ref(&entry.origin)).await?;
+        let removal = || Inbox::removal(room, entry);
         let work = async {
             let Some(_turn) = self.inner.fetching.turn(&entry.origin).await else {
                 return Ok(false);
             };
-            let mut session = Session::new(self, room, std::slice::from_ref(&entry.origin)).await?;
-            let removal = || Inbox::removal(room, entry);
-            session.close_gap_before(event, removal).await
+            session.close_gap_before(event.clone(), &removal).await
         };
         match tokio::time::timeout(FETCH_DEADLINE, work).await {
-            Ok(outcome) => outcome,
-            Err(_elapsed) => Ok(false),
+            Ok(Ok(true)) => Ok(true),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(false)) | Err(_) if self.puts_out(&event) => {
+                session.append_to_own_state(event, &removal).await
+            }
+            Ok(Ok(false)) | Err(_) => Ok(false),
         }
+    }
+
+    /// Whether the event ends a membership of a user of this server. After it other servers may tell nothing any more, and
+    /// without it this server would take itself to be in the room for ever.
+    fn puts_out(&self, event: &Pdu) -> bool {
+        let user = event.state_key.as_deref().map(<&UserId>::try_from);
+        let own_name = self.inner.rooms.own_name();
+        event.event_type == TimelineEventType::RoomMember
+            && user.is_some_and(|user| user.is_ok_and(|user| user.server_name() == own_name))
+            && matches!(class_of(event), Class::Leave | Class::Ban)
     }
 }
 
@@ -67,14 +84,21 @@ impl Session<'_> {
     async fn close_gap_before(
         &mut self,
         event: Verified,
-        batch: impl Fn() -> Batch,
+        batch: &impl Fn() -> Batch,
     ) -> Result<bool, Error> {
+        let edge = match self.federation.puts_out(&event) {
+            true => Edge::Open,
+            false => Edge::Closed,
+        };
         // What was appended just now counts as known.
         self.published().await?;
         if !self.missing_prevs(&event).await?.is_empty() {
             let between = in_order(self.events_before(&event).await?);
             // What was missing may have come in another way meanwhile.
-            if between.is_empty() && !self.missing_prevs(&event).await?.is_empty() {
+            if between.is_empty()
+                && edge == Edge::Closed
+                && !self.missing_prevs(&event).await?.is_empty()
+            {
                 return Ok(false);
             }
             for earlier in between {
@@ -84,7 +108,41 @@ impl Session<'_> {
                 }
             }
         }
-        self.append(event, Edge::Closed, &batch).await
+        self.append(event, edge, batch).await
+    }
+
+    /// Puts an event into the room of which nobody tells what came before it: after what this server knows, and after what
+    /// the event itself cites. The rules of the current state apply to it as to any other.
+    async fn append_to_own_state(
+        &mut self,
+        event: Verified,
+        batch: &impl Fn() -> Batch,
+    ) -> Result<bool, Error> {
+        let (rooms, room) = (self.federation.inner.rooms.clone(), self.room);
+        let read = move |snapshot: &Snapshot| -> Result<_, Error> {
+            let head = rooms.head(snapshot, room)?.ok_or(rooms::Error::NotFound)?;
+            let mut state = rooms.core_state(snapshot, room, head.root)?;
+            state.extend(rooms.member_state(snapshot, room, head.root)?);
+            let ids = state.iter().map(|event| event.pdu.event_id.clone());
+            Ok(ids.collect::<Vec<_>>())
+        };
+        let mut state = self.federation.inner.store.read(read).await?;
+        // They replace what the state has of their types and state keys.
+        state.extend(event.auth_events.iter().cloned());
+        let mut writer = self.federation.inner.rooms.write(self.room).await?;
+        let received = writer
+            .receive_after_gap(event, &state, Intake::Live, batch())
+            .await?;
+        drop(writer);
+        let Received::Settled {
+            outcome, commit, ..
+        } = received
+        else {
+            return Ok(false);
+        };
+        self.federation.inner.inbox.count(label(outcome));
+        self.settled(commit, batch()).await?;
+        Ok(true)
     }
 
     /// Events before `event` that are not here, from the first server that gives any.
@@ -259,7 +317,7 @@ impl Session<'_> {
                 None => writer.receive(event.clone(), intake, batch()).await?,
                 Some(state) => {
                     writer
-                        .receive_after_gap(event.clone(), state, batch())
+                        .receive_after_gap(event.clone(), state, intake, batch())
                         .await?
                 }
             };
