@@ -14,15 +14,21 @@ mod verdict;
 mod world;
 
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicU64, Ordering},
     thread,
 };
 
-use self::{chance::Chance, idle::Idle, world::World};
+use self::{
+    chance::Chance,
+    idle::Idle,
+    world::{FIRST_OLD_SEED, World},
+};
 
-/// Seeds that are played without being asked for.
+/// Seeds that are played without being asked for, and with rooms of old versions.
 const SEEDS: u64 = 50;
+const OLD_SEEDS: u64 = 15;
 
 /// Plays a seed. Answers what happened.
 fn play(seed: u64) -> Vec<String> {
@@ -48,12 +54,12 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Plays seeds on all cores. Answers those that failed.
-fn play_all(seeds: u64) -> Vec<u64> {
-    let next = AtomicU64::new(0);
+fn play_all(seeds: Range<u64>) -> Vec<u64> {
+    let (next, end) = (AtomicU64::new(seeds.start), seeds.end);
     let mut failed: Vec<u64> = thread::scope(|scope| {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let players: Vec<_> = (0..threads)
-            .map(|_| scope.spawn(|| play_some(&next, seeds)))
+            .map(|_| scope.spawn(|| play_some(&next, end)))
             .collect();
         let failed = players
             .into_iter()
@@ -64,11 +70,11 @@ fn play_all(seeds: u64) -> Vec<u64> {
     failed
 }
 
-fn play_some(next: &AtomicU64, seeds: u64) -> Vec<u64> {
+fn play_some(next: &AtomicU64, end: u64) -> Vec<u64> {
     let mut failed = Vec::new();
     loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= seeds {
+        if seed >= end {
             return failed;
         }
         if catch_unwind(AssertUnwindSafe(|| play(seed))).is_err() {
@@ -88,7 +94,14 @@ fn servers_converge_whatever_the_network_does() {
         play(seed);
         return;
     }
-    let failed = play_all(number("HEARTH_SIMULATION_SEEDS").unwrap_or(SEEDS));
+    let failed = play_all(0..number("HEARTH_SIMULATION_SEEDS").unwrap_or(SEEDS));
+    assert!(failed.is_empty(), "these seeds failed: {failed:?}");
+}
+
+#[test]
+fn servers_converge_in_rooms_of_old_versions() {
+    let seeds = number("HEARTH_SIMULATION_OLD_SEEDS").unwrap_or(OLD_SEEDS);
+    let failed = play_all(FIRST_OLD_SEED..FIRST_OLD_SEED + seeds);
     assert!(failed.is_empty(), "these seeds failed: {failed:?}");
 }
 

@@ -7,16 +7,19 @@ use http::{HeaderValue, header};
 use ruma::ServerName;
 
 use crate::{
-    events::{Signer, canonical},
+    events::{
+        Signer,
+        canonical::{self, Loose},
+    },
     federation::Error,
 };
 
-/// Makes the body of `request`, an object if there is one, canonical JSON: what is signed is what is sent.
+/// Makes the body of `request`, an object if there is one, canonical JSON: what is signed is what is sent. Events of old rooms in it keep
+/// their numbers.
 pub(super) fn canonicalize(request: &mut http::Request<Bytes>) -> Result<(), Error> {
     if !request.body().is_empty() {
-        let content =
-            canonical::parse(request.body()).map_err(|error| Error::Request(error.into()))?;
-        *request.body_mut() = canonical::to_vec(&content).into();
+        let content = Loose::parse(request.body()).map_err(|error| Error::Request(error.into()))?;
+        *request.body_mut() = content.to_vec().into();
     }
     Ok(())
 }

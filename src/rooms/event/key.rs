@@ -159,6 +159,7 @@ mod tests {
     use ruma::event_id;
 
     use super::*;
+    use crate::rooms::event::Body;
 
     fn check(event_id: &EventId, is_hash: bool) {
         let key = EventKey::of(event_id);
@@ -196,6 +197,23 @@ mod tests {
             let id = format!("${}:x.example", "a".repeat(length));
             check(&EventId::parse(id).expect("this is an event ID"), false);
         }
+    }
+
+    #[test]
+    fn bodies_keep_their_bytes() {
+        let check = |event_id: &EventId, head: &[u8]| {
+            let body = Body {
+                id: EventKey::of(event_id),
+                json: "{}".into(),
+            };
+            let mut row = Vec::new();
+            body.encode(&mut row);
+            assert_eq!(row, [head, b"{}"].concat());
+            assert_eq!(Body::decode(&row), Ok(body));
+        };
+        let zeros = event_id!("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA");
+        check(zeros, &[0; 33]);
+        check(event_id!("$a:x.example"), b"\x02\x0c$a:x.example");
     }
 
     #[test]

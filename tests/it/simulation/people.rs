@@ -15,12 +15,16 @@ use tokio::task::AbortHandle;
 use super::{chance::Chance, world};
 
 const VERSIONS: [&str; 7] = ["6", "7", "8", "9", "10", "11", "12"];
+/// Versions with their own state resolution, with names for events, and with slashes in IDs.
+const OLD_VERSIONS: [&str; 4] = ["1", "1", "2", "3"];
 
 /// Who and what there is.
 #[derive(Default)]
 pub struct Town {
     pub people: Vec<Person>,
     pub rooms: Vec<String>,
+    /// Rooms are of old versions.
+    pub is_old: bool,
     /// Room and ID of the events that servers have answered with 200, by the server.
     pub sent: Vec<Sent>,
 }
@@ -143,7 +147,10 @@ impl Town {
     /// Somebody makes a room in which some others have power too.
     pub fn room(&self, chance: &mut Chance) -> (Person, Call) {
         let creator = chance.one_of(&self.people).clone();
-        let version = *chance.one_of(&VERSIONS);
+        let version = match self.is_old {
+            true => *chance.one_of(&OLD_VERSIONS),
+            false => *chance.one_of(&VERSIONS),
+        };
         let mut users = serde_json::Map::new();
         for person in &self.people {
             let level = *chance.one_of(&[0, 50, 50, 100]);

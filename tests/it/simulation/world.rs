@@ -33,6 +33,9 @@ const MAX_SETTLING: usize = 30_000;
 /// How far the clock goes at most while all comes to rest.
 const MAX_SETTLING_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 
+/// From this seed on rooms are of old versions.
+pub const FIRST_OLD_SEED: u64 = 1 << 40;
+
 /// What goes wrong in one simulation, each in a hundred.
 pub struct Faults {
     loss: usize,
@@ -120,7 +123,10 @@ impl World {
             idle,
             network: Network::new(seed, names),
             slots,
-            town: Town::default(),
+            town: Town {
+                is_old: seed >= FIRST_OLD_SEED,
+                ..Town::default()
+            },
             people: People::default(),
             faults,
             cuts: BTreeSet::new(),

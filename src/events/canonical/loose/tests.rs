@@ -45,6 +45,7 @@ fn what_is_no_json_or_beyond_all_limits_is_refused() {
         r#"{"a":1.5"#,
         r#"{"a":01.5}"#,
         r#"{"a":1e999}"#,
+        r#"{"a":1.7976931348623159e308}"#,
         r#"{"a":NaN}"#,
         r#"{1.5:2}"#,
     ] {
@@ -57,6 +58,19 @@ fn what_is_no_json_or_beyond_all_limits_is_refused() {
     assert!(again(&nested(MAX_DEPTH - 1)).is_some());
     assert!(again(&nested(MAX_DEPTH)).is_none());
     assert!(again(&nested(30_000)).is_none());
+}
+
+#[test]
+fn what_is_kept_can_be_read_by_all() {
+    let mut mantissa = "17976931348623157".to_owned();
+    for exponent in 280..300 {
+        mantissa.push('9');
+        for number in [format!("{mantissa}e{exponent}"), mantissa.repeat(18)] {
+            let text = format!(r#"{{"a":{number},"b":0.5}}"#);
+            let read: Result<serde_json::Value, _> = serde_json::from_str(&text);
+            assert_eq!(again(&text).is_some(), read.is_ok(), "{text}");
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use ruma::{CanonicalJsonObject, EventId, OwnedEventId};
+use ruma::{CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId};
 
 use super::{AuthEvents, Court, Place, Prevs};
 use crate::{
@@ -272,9 +272,16 @@ impl<'a> Settling<'a> {
         if !self.pdu.content.get().contains("m.relates_to") {
             return Ok(());
         }
-        let Ok(content) = self.pdu.content_as::<CanonicalJsonObject>() else {
+        // Only this: the rest may hold numbers that canonical JSON lacks.
+        #[derive(serde::Deserialize)]
+        struct Relating {
+            #[serde(rename = "m.relates_to")]
+            relates_to: CanonicalJsonValue,
+        }
+        let Ok(Relating { relates_to }) = self.pdu.content_as() else {
             return Ok(());
         };
+        let content = CanonicalJsonObject::from([("m.relates_to".to_owned(), relates_to)]);
         let Some((relation, parent)) = relations::relates_to(&content) else {
             return Ok(());
         };
