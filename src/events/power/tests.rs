@@ -118,7 +118,8 @@ fn strings_are_numbers_before_version_10_and_malformed_after() {
 #[test]
 fn floats_count_as_whole_numbers_in_old_rooms() {
     let content = json!({ "ban": 50.57, "users": { "@other:x.example": 5.114_698E4 } });
-    let levels = levels(&AuthorizationRules::V1, &json!({}), Some(&content));
+    let create = json!({ "creator": "@creator:x.example" });
+    let levels = levels(&AuthorizationRules::V1, &create, Some(&content));
     assert!(levels.is_sound());
     assert_eq!(levels.ban(), Level::Number(50));
     assert_eq!(
