@@ -26,7 +26,10 @@ const GENERATED_DEVICE_ID_CHARS: usize = 10;
 /// Sightings kept in memory until they are written; more are dropped, as they only inform.
 const MAX_SIGHTINGS: usize = 50_000;
 const SIGHTINGS_PER_BATCH: usize = 1_000;
-const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(60);
+/// How long memory of passwords is kept after the last of them, or up to twice that.
+const TRIM_INTERVAL: Duration = Duration::from_secs(10);
+/// After so many of these, sightings are written.
+const TRIMS_PER_WRITE: u32 = 6;
 
 /// What a sign-in says about its device.
 #[derive(Clone, Debug)]
@@ -304,12 +307,14 @@ impl Accounts {
     /// The store failed.
     pub async fn keep_house(&self, stop: Stop) -> Result<(), Error> {
         while !stop.is_requested() {
-            // What the time-out says is only that nobody stops.
-            let _waited = tokio::time::timeout(HOUSEKEEPING_INTERVAL, stop.requested())
-                .await
-                .is_ok();
+            for _ in 0..TRIMS_PER_WRITE {
+                // What the time-out says is only that nobody stops.
+                let _waited = tokio::time::timeout(TRIM_INTERVAL, stop.requested())
+                    .await
+                    .is_ok();
+                self.inner.passwords.trim();
+            }
             self.write_sightings().await?;
-            self.inner.passwords.trim();
         }
         Ok(())
     }
