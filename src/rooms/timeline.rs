@@ -311,6 +311,22 @@ impl Rooms {
         Ok(i64::MIN)
     }
 
+    /// The highest index among the events that one follows in the graph; `None` if one of them is not a part of the timeline.
+    pub fn follows(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        event: &StoredEvent,
+    ) -> Result<Option<i64>, Error> {
+        let prevs = self.events(snapshot, room, &event.meta.prev_events)?;
+        let visible = |prev: Option<Arc<StoredEvent>>| prev.filter(|prev| prev.meta.is_visible());
+        let indexes = prevs
+            .into_iter()
+            .map(|prev| visible(prev).map(|prev| prev.meta.index));
+        let indexes: Option<Vec<i64>> = indexes.collect();
+        Ok(indexes.and_then(|indexes| indexes.into_iter().max()))
+    }
+
     /// The event closest to `timestamp` in a direction, by `origin_server_ts`: the first at or after it forwards, the
     /// last at or before it backwards. `accept` passes over events (those that the asker may not see).
     pub fn event_at_time(

@@ -1,7 +1,10 @@
 //! The newest events of a room that a client wants and may see.
 
+mod order;
+
 use std::sync::Arc;
 
+use self::order::{Finds, Found, Ordered};
 use super::{
     Error, Sync,
     v3::{Scope, View},
@@ -9,7 +12,9 @@ use super::{
 use crate::{
     accounts::Ignored,
     events::RootNumber,
-    rooms::{Class, Placed, Rendering, RoomNumber, Sight, StoredEvent, client_event::Unsigned},
+    rooms::{
+        Class, Placed, Rendering, RoomNumber, Sight, StoredEvent, client_event::Unsigned, flag,
+    },
     storage::Position,
 };
 
@@ -109,11 +114,11 @@ impl Sync {
             SPARE_EVENTS
         };
         let mut eyes = Eyes::Joined(scope.joined_since.unwrap_or(i64::MAX));
-        let mut found: Vec<(i64, Arc<StoredEvent>, Class)> = Vec::new();
+        let mut finds = Finds::new(limit);
         let mut outline: Option<Outline> = None;
         let mut until = range.until;
         loop {
-            let wanted = limit - found.len() + spare;
+            let wanted = finds.missing() + spare;
             let (page, has_more) = self.inner.rooms.timeline_since(
                 view.snapshot,
                 range.room,
@@ -131,37 +136,80 @@ impl Sync {
             until = oldest.index;
             let newest = page.first().unwrap_or(oldest);
             let outline = outline.get_or_insert_with(|| Outline::new(newest));
-            for placed in page {
-                if found.len() == limit {
+            for (at, placed) in page.iter().enumerate() {
+                if finds.is_full() {
                     outline.is_limited = true;
                     break;
                 }
                 outline.looked_at += 1;
                 outline.range_start = placed.event.meta.root_before;
-                let mut membership = self.seen(view, scope, &mut eyes, &placed.event)?;
-                if membership.is_none()
-                    && self.is_current(view, scope, outline.after, &placed.event)?
-                    && let Eyes::Sight(sight) = &mut eyes
-                {
-                    let event = &placed.event;
-                    let rooms = &self.inner.rooms;
-                    membership = Some(rooms.membership_when(view.snapshot, sight, event)?);
-                }
                 let is_wanted = accepts_all || filter.timeline.accepts(&placed.event);
-                match membership.filter(|_| is_wanted) {
-                    Some(class) => found.push((placed.index, placed.event, class)),
+                let class =
+                    self.seen_now(view, scope, (&mut eyes, outline.after), &placed.event)?;
+                match class.filter(|_| is_wanted) {
+                    Some(class) => {
+                        let older = page.get(at + 1);
+                        finds.push(self.placed(view, range, (placed, older), class)?);
+                    }
                     None => outline.has_gaps = true,
                 }
             }
             if outline.is_limited || !has_more {
                 break;
             }
-            if found.len() == limit || outline.looked_at >= MAX_EVENTS_LOOKED_AT {
+            if finds.is_full() || outline.looked_at >= MAX_EVENTS_LOOKED_AT {
                 outline.is_limited = true;
                 break;
             }
         }
-        Ok(outline.map(|outline| outline.with(found, until)))
+        Ok(outline.map(|outline| outline.with(finds.ordered(), until)))
+    }
+
+    /// An event with its place in the order of the timeline; `older` is the one before it by index.
+    fn placed(
+        &self,
+        view: &View<'_>,
+        range: Range,
+        (placed, older): (&Placed, Option<&Placed>),
+        class: Class,
+    ) -> Result<Found, Error> {
+        let event = &placed.event;
+        let mut follows = placed.index.saturating_sub(1);
+        let is_next = || {
+            let older = older.map(|older| older.event.number);
+            older.as_ref().map(std::slice::from_ref) == Some(event.meta.prev_events.as_slice())
+        };
+        // Who knows a part of the room is told what came since.
+        if event.meta.has(flag::STATE) && range.since == Position::default() && !is_next() {
+            let rooms = &self.inner.rooms;
+            let after = rooms.follows(view.snapshot, range.room, event)?;
+            follows = after.map_or(follows, |after| after.min(follows));
+        }
+        Ok(Found {
+            index: placed.index,
+            follows,
+            event: Arc::clone(event),
+            class,
+        })
+    }
+
+    /// As [`Self::seen`], or if the event is a part of the state that the reader sees now.
+    fn seen_now(
+        &self,
+        view: &View<'_>,
+        scope: &Scope<'_>,
+        (eyes, after): (&mut Eyes, RootNumber),
+        event: &Arc<StoredEvent>,
+    ) -> Result<Option<Class>, Error> {
+        let membership = self.seen(view, scope, eyes, event)?;
+        if membership.is_none()
+            && self.is_current(view, scope, after, event)?
+            && let Eyes::Sight(sight) = eyes
+        {
+            let rooms = &self.inner.rooms;
+            return Ok(Some(rooms.membership_when(view.snapshot, sight, event)?));
+        }
+        Ok(membership)
     }
 
     /// The membership of the reader at an event that the reader may see.
@@ -277,19 +325,19 @@ impl Outline {
         }
     }
 
-    fn with(self, mut found: Vec<(i64, Arc<StoredEvent>, Class)>, until: i64) -> Timeline {
-        found.reverse();
-        let start = match found.first() {
-            Some((index, ..)) => *index,
+    fn with(self, ordered: Ordered, until: i64) -> Timeline {
+        let found = ordered.found;
+        let start = match ordered.start {
+            Some(index) => index,
             None if self.looked_at == 0 => self.last.saturating_add(1),
             None => until,
         };
-        let before = found.first().map(|(_, first, _)| first.meta.root_before);
+        let before = found.first().map(|first| first.event.meta.root_before);
         Timeline {
-            memberships: found.iter().map(|(.., class)| *class).collect(),
-            events: found.into_iter().map(|(_, event, _)| event).collect(),
-            is_limited: self.is_limited,
-            has_gaps: self.has_gaps,
+            memberships: found.iter().map(|found| found.class).collect(),
+            events: found.into_iter().map(|found| found.event).collect(),
+            is_limited: self.is_limited || ordered.is_cut,
+            has_gaps: self.has_gaps || ordered.is_changed,
             start,
             first: until,
             last: self.last,
