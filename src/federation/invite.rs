@@ -87,8 +87,10 @@ impl Federation {
         let proposed = writer.propose(event).await?;
         let shown = writer.shown_state(&sender).await?;
         let version = writer.version()?;
+        let policy = writer.policy_server().await?;
         drop(writer);
         let rules = rules_of(&version)?;
+        let proposed = self.approved(policy, proposed, rules).await?;
         let event_id = proposed.event_id.clone();
         let given = self
             .countersigned(target.server_name(), room_id, (&proposed, shown), &version)

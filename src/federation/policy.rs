@@ -14,7 +14,7 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
-use super::{Error, Federation, client::Limits};
+use super::{Error, Federation, client::Limits, membership::MembershipError};
 use crate::{
     events::{Pdu, Verified, canonical},
     rooms::Signing,
@@ -27,6 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Events of ours for which policy servers are asked at the same time.
 const MAX_ASKING: usize = 64;
+
 impl Federation {
     /// The event with the signature of the policy server, which is asked for it.
     ///
@@ -66,6 +67,26 @@ impl Federation {
         tasks.spawn("policy signatures", Stage::Followers, work);
     }
 
+    /// As [`Self::recommended`], for an event of the room that is not in it yet; the event as it is if the room has no policy
+    /// server, or it has signed it already.
+    ///
+    /// # Errors
+    /// The policy server does not want the event in the room, or does not answer.
+    pub(super) async fn approved(
+        &self,
+        policy: Option<RoomPolicyEventContent>,
+        event: Verified,
+        rules: &RoomVersionRules,
+    ) -> Result<Verified, MembershipError> {
+        match policy {
+            Some(policy) if !is_recommended(&policy, &event, rules) => self
+                .recommended(&policy, &event, rules)
+                .await
+                .map_err(|error| MembershipError::Forbidden(refusal(error).into())),
+            _ => Ok(event),
+        }
+    }
+
     async fn sign(&self, signing: Signing) {
         let Signing {
             room,
@@ -77,10 +98,7 @@ impl Federation {
             Ok(rules) => self.recommended(&policy, &event, rules).await,
             Err(error) => Err(error.into()),
         };
-        let answer = answer.map_err(|error| match error {
-            Error::Remote { message, .. } => message.into(),
-            _ => "the policy server of the room did not answer".to_owned(),
-        });
+        let answer = answer.map_err(refusal);
         // Who does not wait any more has been told so.
         drop(reply.send(answer));
     }
@@ -106,6 +124,14 @@ impl Federation {
             .ed25519_signature(&policy.via)
             .map(str::to_owned)
             .ok_or_else(|| malformed(policy, "it has not signed"))
+    }
+}
+
+/// What somebody is told whose event the policy server has not signed: what that says itself, if it does.
+fn refusal(error: Error) -> String {
+    match error {
+        Error::Remote { message, .. } => message.into(),
+        _ => "the policy server of the room did not answer".to_owned(),
     }
 }
 

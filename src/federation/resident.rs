@@ -21,6 +21,7 @@ use super::{
     membership::{Given, MembershipError, rules_of},
 };
 use crate::{
+    events::{StateNumber, Verified},
     rooms::{
         self, Extra, Intake, MembershipAction, NewEvent, Omit, Received, Residence, RoomNumber,
         StoredEvent, flag,
@@ -35,12 +36,14 @@ pub struct Template {
     pub version: RoomVersionId,
 }
 
-/// What a server is told that has joined: the parts of the answer as JSON arrays.
+/// What a server is told that has joined.
 #[derive(Clone, Debug)]
 pub struct Joined {
+    pub room: RoomNumber,
+    /// The JSON of the join.
     pub event: Bytes,
-    pub state: Vec<u8>,
-    pub auth_chain: Vec<u8>,
+    pub state: Vec<StateNumber>,
+    pub auth_chain: Vec<StateNumber>,
     pub members_omitted: bool,
     /// Servers with joined members before the join.
     pub servers: Vec<OwnedServerName>,
@@ -123,9 +126,10 @@ impl Federation {
         let read = move |snapshot: &Snapshot| -> Result<_, rooms::Error> {
             let handover = rooms.handover(snapshot, room, &event, omit)?;
             Ok(Joined {
+                room,
                 event: event.pdu.json.clone(),
-                state: rooms.states_as_json(snapshot, room, &handover.state)?,
-                auth_chain: rooms.states_as_json(snapshot, room, &handover.auth_chain)?,
+                state: handover.state,
+                auth_chain: handover.auth_chain,
                 members_omitted: handover.members_omitted,
                 servers,
             })
@@ -262,7 +266,20 @@ impl Federation {
         let event = event.ok_or(MembershipError::Forbidden(
             "the event is not signed as it should be".into(),
         ))?;
-        let mut writer = self.inner.rooms.write(room).await?;
+        self.take_in(room, event, rules).await
+    }
+
+    /// Takes an event that we vouch for into the room, with the signature of the room's policy server.
+    pub(super) async fn take_in(
+        &self,
+        room: RoomNumber,
+        event: Verified,
+        rules: &'static RoomVersionRules,
+    ) -> Result<Arc<StoredEvent>, MembershipError> {
+        let rooms = &self.inner.rooms;
+        let policy = rooms.write(room).await?.policy_server().await?;
+        let event = self.approved(policy, event, rules).await?;
+        let mut writer = rooms.write(room).await?;
         let received = writer.receive(event, Intake::Vouched, Batch::new()).await?;
         drop(writer);
         match received {

@@ -21,8 +21,7 @@ use super::{
 };
 use crate::{
     events::canonical,
-    rooms::{Intake, NewEvent, Received, Residence},
-    storage::Batch,
+    rooms::{NewEvent, Residence},
 };
 
 /// An invite whose address has been bound to a user.
@@ -91,17 +90,9 @@ impl Federation {
         let room = self.inner.rooms.resident(&invite.room_id)?;
         let mut writer = self.inner.rooms.write(room).await?;
         let proposed = writer.propose(event).await?;
-        let received = writer
-            .receive(proposed, Intake::Vouched, Batch::new())
-            .await?;
+        let rules = writer.rules();
         drop(writer);
-        if let Received::Settled {
-            commit: Some(commit),
-            ..
-        } = received
-        {
-            commit.await?;
-        }
+        self.take_in(room, proposed, rules).await?;
         Ok(())
     }
 

@@ -135,8 +135,8 @@ impl Rooms {
         remove(&mut batch, alias, row.room);
         batch.hold(turn);
         self.store.submit(batch).await?;
-        if may_name {
-            unname(&mut writer, alias, user).await?;
+        if may_name && let Some(event) = unnaming(&mut writer, alias, user).await? {
+            self.send_in_turn(writer, event).await?.durable().await?;
         }
         Ok(())
     }
@@ -211,16 +211,20 @@ fn named(content: &CanonicalJsonObject) -> Vec<&str> {
         .collect()
 }
 
-/// Sends a canonical alias without `alias`, if it names it.
-async fn unname(writer: &mut RoomWriter, alias: &RoomAliasId, user: &UserId) -> Result<(), Error> {
+/// The canonical alias without `alias`, if it names it.
+async fn unnaming(
+    writer: &mut RoomWriter,
+    alias: &RoomAliasId,
+    user: &UserId,
+) -> Result<Option<NewEvent>, Error> {
     let Some(current) = writer.state("m.room.canonical_alias", "").await? else {
-        return Ok(());
+        return Ok(None);
     };
     let Ok(mut content) = current.pdu.content_as::<CanonicalJsonObject>() else {
-        return Ok(());
+        return Ok(None);
     };
     if !named(&content).contains(&alias.as_str()) {
-        return Ok(());
+        return Ok(None);
     }
     let is_it = |value: &CanonicalJsonValue| value.as_str() == Some(alias.as_str());
     if content.get("alias").is_some_and(is_it) {
@@ -238,6 +242,5 @@ async fn unname(writer: &mut RoomWriter, alias: &RoomAliasId, user: &UserId) -> 
         "",
         content,
     );
-    writer.send(event).await?.durable().await?;
-    Ok(())
+    Ok(Some(event))
 }

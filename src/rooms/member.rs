@@ -53,9 +53,7 @@ impl Rooms {
             );
         }
         let event = self.join_event(user, &content).await?;
-        let sent = writer.send(event).await?;
-        drop(writer);
-        sent.durable().await?;
+        self.send_in_turn(writer, event).await?.durable().await?;
         self.carry_settings(user, room).await
     }
 
@@ -87,9 +85,7 @@ impl Rooms {
             }
         }
         let event = self.membership_event(&action).await?;
-        let sent = writer.send(event).await?;
-        drop(writer);
-        sent.durable().await?;
+        self.send_in_turn(writer, event).await?.durable().await?;
         Ok(())
     }
 

@@ -69,8 +69,8 @@ impl Rooms {
     /// [`Error::NotFound`] if no user of this server may send the event.
     pub(super) async fn merge(&self, room: RoomNumber) -> Result<(), Error> {
         let sender = self.local_sender(room).await?.ok_or(Error::NotFound)?;
-        let mut writer = self.write(room).await?;
         for _ in 0..MAX_MERGES {
+            let writer = self.write(room).await?;
             if writer.head().extremities.len() <= MAX_CITED {
                 break;
             }
@@ -83,9 +83,9 @@ impl Rooms {
                 transaction: None,
                 timestamp: None,
             };
-            let _in_flight = writer.send(event).await?;
+            let _in_flight = self.send_in_turn(writer, event).await?;
         }
-        writer.settled().await
+        self.write(room).await?.settled().await
     }
 
     /// A joined user of this server who may send the event.

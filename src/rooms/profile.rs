@@ -174,7 +174,7 @@ impl Rooms {
         };
         let event = NewEvent::state(user.to_owned(), "m.room.member", user.as_str(), after);
         // The next room is written while this one becomes durable; what is lost in a crash is done again.
-        let _sent = writer.send(event).await?;
+        let _sent = self.send_in_turn(writer, event).await?;
         Ok(())
     }
 

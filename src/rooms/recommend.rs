@@ -8,12 +8,10 @@
 
 use std::time::Duration;
 
-use ruma::{
-    OwnedEventId, RoomId, SigningKeyAlgorithm, events::room::policy::RoomPolicyEventContent,
-};
+use ruma::{SigningKeyAlgorithm, events::room::policy::RoomPolicyEventContent};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Error, Intake, NewEvent, Received, RoomNumber, RoomWriter, Rooms};
+use super::{Error, Intake, NewEvent, Received, RoomNumber, RoomWriter, Rooms, writer::Sent};
 use crate::{
     events::Verified,
     storage::{Batch, Snapshot},
@@ -47,31 +45,24 @@ impl Rooms {
         receiver
     }
 
-    /// As [`Rooms::send`], in a room that may have a policy server.
-    pub(super) async fn send_recommended(
+    /// Sends an event in the turn of `writer`. In a room with a policy server the turn ends before that is asked, so that
+    /// what the caller has read of the room may be of the past by then; the rules are applied again.
+    pub(super) async fn send_in_turn(
         &self,
-        room_id: &RoomId,
+        mut writer: RoomWriter,
         event: NewEvent,
-    ) -> Result<OwnedEventId, Error> {
-        let room = self.resident(room_id)?;
-        let mut writer = self.write(room).await?;
-        let policy = writer.policy_for(&event).await?;
-        let sent = match policy {
-            None => writer.send(event).await?,
-            Some(policy) => {
-                if let Some(sent) = writer.sent_before(&event).await? {
-                    drop(writer);
-                    return sent.durable().await;
-                }
-                let draft = writer.draft(event.clone()).await?;
-                drop(writer);
-                let signed = self.signed(room, policy, draft).await?;
-                writer = self.write(room).await?;
-                return writer.send_signed(event, signed).await;
-            }
+    ) -> Result<Sent, Error> {
+        let Some(policy) = writer.policy_for(&event).await? else {
+            return writer.send(event).await;
         };
+        if let Some(sent) = writer.sent_before(&event).await? {
+            return Ok(sent);
+        }
+        let draft = writer.draft(event.clone()).await?;
+        let room = writer.room();
         drop(writer);
-        sent.durable().await
+        let signed = self.signed(room, policy, draft).await?;
+        self.write(room).await?.send_signed(event, signed).await
     }
 
     async fn signed(
@@ -140,13 +131,9 @@ impl RoomWriter {
     }
 
     /// Takes in an event of ours that has been signed meanwhile.
-    async fn send_signed(
-        &mut self,
-        event: NewEvent,
-        signed: Verified,
-    ) -> Result<OwnedEventId, Error> {
+    async fn send_signed(&mut self, event: NewEvent, signed: Verified) -> Result<Sent, Error> {
         if let Some(sent) = self.sent_before(&event).await? {
-            return sent.durable().await;
+            return Ok(sent);
         }
         let room = self.room();
         let received = self.receive(signed, Intake::Vouched, Batch::new()).await?;
@@ -171,9 +158,6 @@ impl RoomWriter {
             self.remember_transaction(key, event_id.clone());
             drop(self.rooms().store.submit(batch));
         }
-        if let Some(commit) = commit {
-            commit.await?;
-        }
-        Ok(event_id)
+        Ok(Sent { event_id, commit })
     }
 }

@@ -144,7 +144,8 @@ impl Rooms {
     /// # Errors
     /// [`Error::NotFound`] for an unknown room, [`Error::NotAllowed`], [`Error::Build`].
     pub async fn send(&self, room_id: &RoomId, event: NewEvent) -> Result<OwnedEventId, Error> {
-        self.send_recommended(room_id, event).await
+        let writer = self.write(self.resident(room_id)?).await?;
+        self.send_in_turn(writer, event).await?.durable().await
     }
 
     /// The event that a transaction has led to, published or in flight.

@@ -11,8 +11,8 @@ use ruma::{
 use serde_json::json;
 
 use super::{
-    Class, CreateRoom, Error, NewEvent, Preset, RoomNumber, RoomWriter, Rooms, StoredEvent, alias,
-    directory, membership_of, object,
+    Class, CreateRoom, Error, NewEvent, Preset, RoomNumber, Rooms, StoredEvent, alias, directory,
+    membership_of, object,
 };
 use crate::{
     events::power::{Level, in_whole_numbers},
@@ -85,9 +85,11 @@ impl Rooms {
             "replacement_room": new_id,
         }))?;
         let event = NewEvent::state(upgrade.user.clone(), tombstone, "", content);
-        writer.send(event).await?.durable().await?;
-        if levels.may_send_state(&upgrade.user, &TimelineEventType::RoomPowerLevels) {
-            close(&mut writer, &old, &upgrade, levels.user(&upgrade.user)).await?;
+        self.send_in_turn(writer, event).await?.durable().await?;
+        if levels.may_send_state(&upgrade.user, &TimelineEventType::RoomPowerLevels)
+            && let Some(event) = closed(&old, &upgrade, levels.user(&upgrade.user))?
+        {
+            self.send(room_id, event).await?;
         }
         Ok(new_id)
     }
@@ -143,13 +145,8 @@ impl Rooms {
     }
 }
 
-/// Takes the right to speak from everybody below those who may moderate, as the tombstone says that the room is over.
-async fn close(
-    writer: &mut RoomWriter,
-    old: &Old,
-    upgrade: &Upgrade,
-    own: Level,
-) -> Result<(), Error> {
+/// What takes the right to speak from everybody below those who may moderate, as the tombstone says that the room is over.
+fn closed(old: &Old, upgrade: &Upgrade, own: Level) -> Result<Option<NewEvent>, Error> {
     let number = |key: &str, default: i64| match old.power_levels.get(key) {
         Some(CanonicalJsonValue::Integer(level)) => i64::from(*level),
         _ => default,
@@ -159,7 +156,7 @@ async fn close(
     for key in ["events_default", "invite"] {
         let raised = muted.max(number(key, 0));
         if own < Level::Number(raised) {
-            return Ok(());
+            return Ok(None);
         }
         content.insert(
             key.to_owned(),
@@ -169,8 +166,7 @@ async fn close(
     }
     let levels = TimelineEventType::RoomPowerLevels;
     let event = NewEvent::state(upgrade.user.clone(), levels, "", content);
-    writer.send(event).await?.durable().await?;
-    Ok(())
+    Ok(Some(event))
 }
 
 /// Gives users the highest of all levels, who needed none before.

@@ -72,7 +72,7 @@ impl Held {
 pub struct Sent {
     pub event_id: OwnedEventId,
     /// `None`: there was nothing to write.
-    commit: Option<Commit>,
+    pub(super) commit: Option<Commit>,
 }
 
 impl Sent {
