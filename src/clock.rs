@@ -176,6 +176,15 @@ impl Clock {
         self.sleep(Duration::from_millis(left_ms)).await;
     }
 
+    /// What `work` comes to; `None` if so much time has passed before.
+    pub async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.sleep(limit) => None,
+        }
+    }
+
     /// The first moment that anybody waits for, in milliseconds since the Unix epoch: where a test moves a manual clock to
     /// when all is quiet. `None` if nobody waits, and with the clock of the machine.
     pub fn next_wait(&self) -> Option<u64> {

@@ -11,7 +11,6 @@ use ruma::{
     events::{TimelineEventType, room::member::MembershipState},
 };
 use serde_json::value::to_raw_value;
-use tokio::time::Instant;
 
 use super::{
     Federation,
@@ -182,9 +181,9 @@ impl Federation {
             membership: MembershipState::Leave,
             content,
         };
-        let deadline = Instant::now() + LEAVE_DEADLINE;
+        let deadline = self.inner.clock.instant() + LEAVE_DEADLINE;
         for server in self.askable(servers.iter().cloned()) {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(self.inner.clock.instant());
             if left.is_zero() {
                 break;
             }
