@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What users of several servers say besides.
 impl User {
-    async fn join_via(&self, room: &str, server: &TestServer) -> Answer {
+    pub(crate) async fn join_via(&self, room: &str, server: &TestServer) -> Answer {
         let (room, via) = (escaped(room), escaped(server.name()));
         let path = format!("/_matrix/client/v3/join/{room}?via={via}");
         self.post(&path, json!({})).await
@@ -30,7 +30,7 @@ impl User {
     }
 
     /// Syncs until something is as it should be.
-    async fn sync_until(&self, is_there: impl Fn(&Synced) -> bool) -> Synced {
+    pub(crate) async fn sync_until(&self, is_there: impl Fn(&Synced) -> bool) -> Synced {
         let deadline = Instant::now() + PATIENCE;
         let mut synced = self.sync_with("full_state=false").await;
         while !is_there(&synced) {
@@ -41,7 +41,12 @@ impl User {
     }
 
     /// The membership of a user as this one sees it in the state of the room.
-    async fn wait_for_membership(&self, room: &str, user: &User, membership: &str) -> Value {
+    pub(crate) async fn wait_for_membership(
+        &self,
+        room: &str,
+        user: &User,
+        membership: &str,
+    ) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let found = self.state(room, "m.room.member", &user.id).await;
@@ -54,7 +59,7 @@ impl User {
     }
 }
 
-fn is_in(section: &'static str, room: &str) -> impl Fn(&Synced) -> bool {
+pub(crate) fn is_in(section: &'static str, room: &str) -> impl Fn(&Synced) -> bool {
     let room = room.to_owned();
     move |synced| !synced.room(section, &room).is_null()
 }
@@ -114,6 +119,64 @@ async fn an_invite_reaches_another_server_and_is_accepted_there() {
         bob.join(&room).await.ok();
         bob.sync_until(is_in("join", &room)).await;
         alice.wait_for_membership(&room, &bob, "join").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_invite_from_afar_is_notified_like_one_from_here() {
+    let [here, there] = TestServer::federated().await;
+    let (alice, bob) = (here.user("alice").await, there.user("bob").await);
+    let carol = here.user("carol").await;
+    let room = alice
+        .create_room_with(json!({ "preset": "private_chat", "invite": [bob.id, carol.id] }))
+        .await;
+    bob.sync_until(is_in("invite", &room)).await;
+    let list = async |user: &User| {
+        let page = user.get("/_matrix/client/v3/notifications").await.ok();
+        page["notifications"].as_array().expect("a list").clone()
+    };
+    let (near, far) = (list(&carol).await, list(&bob).await);
+    assert_eq!((near.len(), far.len()), (1, 1), "{far:?}");
+    assert_eq!(far[0]["room_id"], room.as_str());
+    assert_eq!(far[0]["event"]["state_key"], bob.id.as_str());
+    for field in ["actions", "read"] {
+        assert_eq!(far[0][field], near[0][field]);
+    }
+
+    let path = "/_matrix/client/v3/pushrules/global/override/.m.rule.invite_for_me/enabled";
+    bob.put(path, json!({ "enabled": false })).await.ok();
+    assert!(list(&bob).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_invited_or_knocks_is_shown_the_create_event() {
+    let [here, there] = TestServer::federated().await;
+    let (alice, bob) = (here.user("alice").await, there.user("bob").await);
+    let carol = here.user("carol").await;
+    for version in ["10", "12"] {
+        let options = json!({
+            "preset": "private_chat",
+            "room_version": version,
+            "invite": [bob.id, carol.id],
+        });
+        let room = alice.create_room_with(options).await;
+        for user in [&bob, &carol] {
+            let synced = user.sync_until(is_in("invite", &room)).await;
+            let shown = &synced.room("invite", &room)["invite_state"];
+            let create = find(shown, "m.room.create", "").expect("it is shown");
+            assert_eq!(create["content"]["room_version"], version);
+        }
+
+        let knock = json!([{ "type": "m.room.join_rules", "content": { "join_rule": "knock" } }]);
+        let options = json!({ "room_version": version, "initial_state": knock });
+        let room = alice.create_room_with(options).await;
+        for user in [&bob, &carol] {
+            user.knock_via(&room, &here).await.ok();
+            let synced = user.sync_until(is_in("knock", &room)).await;
+            let shown = &synced.room("knock", &room)["knock_state"];
+            let create = find(shown, "m.room.create", "").expect("it is shown");
+            assert_eq!(create["content"]["room_version"], version);
+        }
     }
 }
 

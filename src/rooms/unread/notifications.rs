@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use ruma::{RoomVersionId, UInt, UserId, push::Action};
+use ruma::{
+    RoomVersionId, UInt, UserId,
+    push::{Action, PushConditionRoomCtx},
+};
 use serde::Deserialize;
 
 use super::{
@@ -19,8 +22,8 @@ use super::{
 };
 use crate::{
     accounts::UserNumber,
-    events::{PowerLevels, version},
-    rooms::{Class, Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, UserRoom},
+    events::{Pdu, PowerLevels, version},
+    rooms::{Class, Error, Placed, RoomNumber, Rooms, Sight, StoredEvent, UserRoom, flag},
     storage::{Position, Snapshot},
 };
 
@@ -135,7 +138,10 @@ impl Reader<'_> {
         match entry.class {
             Class::Join => {}
             Class::Invite if is_before(entry.position) => {
-                let event = rooms.event(snapshot, room, entry.event)?;
+                let event = match rooms.outside_event(snapshot, self.number, entry)? {
+                    Some(invite) => Some(invite),
+                    None => rooms.event(snapshot, room, entry.event)?,
+                };
                 let invite = event.map(|event| Placed {
                     index: event.meta.index,
                     position: entry.position,
@@ -187,10 +193,22 @@ impl Reader<'_> {
         if event.pdu.sender == self.id || event.pdu.is_state() && !self.is_about(event) {
             return Ok(None);
         }
-        let actions = self.actions(room, event)?;
+        let is_outside = event.meta.has(flag::OUTLIER);
+        let actions = match is_outside {
+            true => self.actions_outside(room, event)?,
+            false => self.actions(room, event)?,
+        };
         let notifies = actions.iter().any(Action::should_notify);
         if !notifies || only_highlights && !actions.iter().any(Action::is_highlight) {
             return Ok(None);
+        }
+        if is_outside {
+            return Ok(Some(Notification {
+                room,
+                event: Arc::clone(event),
+                is_read: false,
+                actions,
+            }));
         }
         let Some(standing) = self.standing(room)? else {
             return Ok(None);
@@ -212,27 +230,31 @@ impl Reader<'_> {
     }
 
     fn standing(&mut self, room: RoomNumber) -> Result<Option<&mut Standing>, Error> {
-        #[derive(Default, Deserialize)]
-        struct Content {
-            displayname: Option<String>,
-        }
         if !self.standings.contains_key(&room) {
             let sight = self
                 .rooms
                 .sight(self.snapshot, self.id, self.number, room)?;
             let markers = Markers::read(self.snapshot, self.number, room)?;
             let member = self.state(room, "m.room.member", self.id.as_str())?;
-            let content = member.and_then(|member| member.pdu.content_as::<Content>().ok());
-            let name = content.unwrap_or_default().displayname;
-            let name = name.unwrap_or_else(|| self.id.localpart().to_owned());
             let standing = Standing {
                 sight,
                 markers,
-                name,
+                name: self.name_in(member.as_deref()),
             };
             self.standings.insert(room, standing);
         }
         Ok(self.standings.get_mut(&room))
+    }
+
+    /// The name of the user by its membership.
+    fn name_in(&self, member: Option<&StoredEvent>) -> String {
+        #[derive(Default, Deserialize)]
+        struct Content {
+            displayname: Option<String>,
+        }
+        let content = member.and_then(|member| member.pdu.content_as::<Content>().ok());
+        let name = content.unwrap_or_default().displayname;
+        name.unwrap_or_else(|| self.id.localpart().to_owned())
     }
 
     fn state(
@@ -270,18 +292,47 @@ impl Reader<'_> {
         };
         let membership = rooms.membership_when(snapshot, &mut standing.sight, event)?;
         let was_there = matches!(membership, Class::Join | Class::Invite);
-        if !was_there || !rooms.may_see(snapshot, &mut standing.sight, event)? {
+        // Who is invited may not see the room, but the invite.
+        let is_own = event.pdu.state_key.as_deref() == Some(id.as_str());
+        if !was_there || !(is_own || rooms.may_see(snapshot, &mut standing.sight, event)?) {
             return Ok(Vec::new());
         }
-        let rules = rooms.accounts.push_rules(snapshot, self.number)?;
         let Some(standing) = self.standings.get(&room) else {
             return Ok(Vec::new());
         };
         let joined = UInt::new_saturating(joined);
         let context = rules::context(&room_id, joined, (id, &standing.name));
         let levels = rules::sender_levels(&event.pdu.sender, may_notify_room);
-        let flattened = rules::flattened(&event.pdu);
-        let rule = rules::matching(&rules, &flattened, &context.with_power_levels(levels));
+        self.actions_by_rules(&event.pdu, &context.with_power_levels(levels))
+    }
+
+    /// As [`Self::actions`], for an invite into a room that this server is not in: nothing else is known of the room.
+    fn actions_outside(
+        &self,
+        room: RoomNumber,
+        invite: &StoredEvent,
+    ) -> Result<Vec<Action>, Error> {
+        let ignored = self
+            .rooms
+            .accounts
+            .ignored_users(self.snapshot, self.number)?;
+        if ignored.contains(&invite.pdu.sender) {
+            return Ok(Vec::new());
+        }
+        let room_id = self.rooms.room_id(room).ok_or(Error::NotFound)?;
+        let name = self.name_in(Some(invite));
+        let context = rules::context(&room_id, UInt::MIN, (self.id, &name));
+        let levels = rules::sender_levels(&invite.pdu.sender, false);
+        self.actions_by_rules(&invite.pdu, &context.with_power_levels(levels))
+    }
+
+    fn actions_by_rules(
+        &self,
+        pdu: &Pdu,
+        context: &PushConditionRoomCtx,
+    ) -> Result<Vec<Action>, Error> {
+        let rules = self.rooms.accounts.push_rules(self.snapshot, self.number)?;
+        let rule = rules::matching(&rules, &rules::flattened(pdu), context);
         Ok(rule.map(|rule| rule.actions().to_vec()).unwrap_or_default())
     }
 
