@@ -4,12 +4,14 @@
 //! can be resolved once (metrics, limits, paths) is resolved when the line is registered. Per request remain: find the route,
 //! check who calls, read the body, call the handler.
 
+mod body;
 mod dispatch;
 mod path;
 
 use std::{future::Future, marker::PhantomData, net::IpAddr, pin::Pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::stream::BoxStream;
 use http::{HeaderValue, Method, StatusCode, header};
 use ruma::api::{
     IncomingRequest, IncomingRequestExt as _, OutgoingResponse, OutgoingResponseExt as _,
@@ -18,6 +20,7 @@ use ruma::api::{
 use serde::Serialize;
 
 pub use self::{
+    body::Body,
     dispatch::{Dispatcher, Peer},
     path::PathArgs,
 };
@@ -27,9 +30,6 @@ use super::{
     limits::{Bucket, Limits},
 };
 use crate::server::Server;
-
-/// The body of an answer.
-pub type Body = http_body_util::Full<Bytes>;
 
 /// An answer.
 pub type Response = http::Response<Body>;
@@ -261,7 +261,16 @@ pub struct RawJson(pub Bytes);
 
 impl Reply for RawJson {
     fn into_response(self) -> Result<Response, Error> {
-        Ok(json_response(StatusCode::OK, self.0))
+        Ok(json_response(StatusCode::OK, Body::from(self.0)))
+    }
+}
+
+/// JSON that is written while it is sent: for answers that are too large for memory.
+pub struct StreamedJson(pub BoxStream<'static, Result<Bytes, Error>>);
+
+impl Reply for StreamedJson {
+    fn into_response(self) -> Result<Response, Error> {
+        Ok(json_response(StatusCode::OK, Body::Parts(self.0)))
     }
 }
 
@@ -271,11 +280,11 @@ impl Reply for RawJson {
 /// `value` cannot be written as JSON.
 pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Result<Response, Error> {
     let body = serde_json::to_vec(value).map_err(Error::internal)?;
-    Ok(json_response(status, body.into()))
+    Ok(json_response(status, Body::from(Bytes::from(body))))
 }
 
-fn json_response(status: StatusCode, body: Bytes) -> Response {
-    let mut response = Response::new(Body::from(body));
+fn json_response(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(
         header::CONTENT_TYPE,

@@ -11,6 +11,7 @@ mod membership;
 mod openid;
 mod query;
 mod space;
+mod states;
 mod thirdparty;
 mod transactions;
 

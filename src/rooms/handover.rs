@@ -91,22 +91,4 @@ impl Rooms {
             .filter_map(|member| member.meta.state)
             .collect())
     }
-
-    /// State events as a JSON array.
-    pub fn states_as_json(
-        &self,
-        snapshot: &Snapshot,
-        room: RoomNumber,
-        states: &[StateNumber],
-    ) -> Result<Vec<u8>, Error> {
-        let mut json = vec![b'['];
-        self.each_state_event(snapshot, room, states, |event| {
-            if json.len() > 1 {
-                json.push(b',');
-            }
-            json.extend_from_slice(event);
-        })?;
-        json.push(b']');
-        Ok(json)
-    }
 }

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use ruma::api::federation::authorization::get_event_authorization;
 
-use super::{event::write_states, read_room_at};
+use super::{
+    read_room_at,
+    states::{self, Part},
+};
 use crate::{
     api::{
         auth::Origin,
         error::Error,
-        routes::{RawJson, Routes},
+        routes::{Routes, StreamedJson},
     },
     rooms::Rooms,
     server::Server,
@@ -27,16 +30,17 @@ async fn get_event_authorization(
     server: Arc<Server>,
     origin: Origin,
     request: get_event_authorization::v1::Request,
-) -> Result<RawJson, Error> {
+) -> Result<StreamedJson, Error> {
     let event_id = request.event_id;
     let at = vec![event_id.clone()];
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
-        let chain = rooms.auth_chain_of(snapshot, room, &event_id)?;
-        let mut json = b"{\"auth_chain\":[".to_vec();
-        write_states(&mut json, rooms, snapshot, room, &chain)?;
-        json.extend_from_slice(b"]}");
-        Ok(json)
+        Ok((room, rooms.auth_chain_of(snapshot, room, &event_id)?))
     };
-    let json = read_room_at(&server, origin, (&request.room_id, at), read).await?;
-    Ok(RawJson(json.into()))
+    let (room, chain) = read_room_at(&server, origin, (&request.room_id, at), read).await?;
+    let parts = vec![
+        Part::from(b"{\"auth_chain\":[".as_slice()),
+        Part::States(chain),
+        Part::from(b"]}".as_slice()),
+    ];
+    Ok(states::answer(server, room, parts))
 }

@@ -10,27 +10,26 @@ use ruma::{
         get_event, get_event_by_timestamp, get_missing_events, get_room_state, get_room_state_ids,
     },
 };
-use tokio::sync::Semaphore;
 
-use super::{read_room, read_room_at, write_list, write_transaction};
+use super::{
+    read_room, read_room_at,
+    states::{self, Part},
+    write_list, write_transaction,
+};
 use crate::{
     api::{
         auth::Origin,
         client::events::order,
         error::Error,
-        routes::{RawJson, Routes},
+        routes::{RawJson, Routes, StreamedJson},
     },
-    events::StateNumber,
-    rooms::{MissingQuery, RoomNumber, Rooms, StoredEvent},
+    rooms::{MissingQuery, Rooms, StoredEvent},
     server::Server,
     storage::Snapshot,
 };
 
 /// Events of one answer to `get_missing_events`.
 const MAX_MISSING: usize = 100;
-/// Answers with whole states that are made at the same time. Each may take a hundred megabytes.
-const MAX_STATES: usize = 2;
-static STATES: Semaphore = Semaphore::const_new(MAX_STATES);
 /// Event IDs that such a request may name.
 const MAX_NAMED: usize = 200;
 
@@ -74,39 +73,21 @@ async fn get_room_state(
     server: Arc<Server>,
     origin: Origin,
     request: get_room_state::v1::Request,
-) -> Result<RawJson, Error> {
+) -> Result<StreamedJson, Error> {
     let event_id = request.event_id;
     let at = vec![event_id.clone()];
-    let _permit = STATES.acquire().await.map_err(Error::internal)?;
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
-        let served = rooms.state_before(snapshot, room, &event_id)?;
-        let mut json = b"{\"auth_chain\":[".to_vec();
-        write_states(&mut json, rooms, snapshot, room, &served.auth_chain)?;
-        json.extend_from_slice(b"],\"pdus\":[");
-        write_states(&mut json, rooms, snapshot, room, &served.state)?;
-        json.extend_from_slice(b"]}");
-        Ok(json)
+        Ok((room, rooms.state_before(snapshot, room, &event_id)?))
     };
-    let json = read_room_at(&server, origin, (&request.room_id, at), read).await?;
-    Ok(RawJson(json.into()))
-}
-
-/// The JSON of state events with commas between them.
-pub(super) fn write_states(
-    json: &mut Vec<u8>,
-    rooms: &Rooms,
-    snapshot: &Snapshot,
-    room: RoomNumber,
-    states: &[StateNumber],
-) -> Result<(), Error> {
-    let start = json.len();
-    rooms.each_state_event(snapshot, room, states, |event| {
-        if json.len() > start {
-            json.push(b',');
-        }
-        json.extend_from_slice(event);
-    })?;
-    Ok(())
+    let (room, served) = read_room_at(&server, origin, (&request.room_id, at), read).await?;
+    let parts = vec![
+        Part::from(b"{\"auth_chain\":[".as_slice()),
+        Part::States(served.auth_chain),
+        Part::from(b"],\"pdus\":[".as_slice()),
+        Part::States(served.state),
+        Part::from(b"]}".as_slice()),
+    ];
+    Ok(states::answer(server, room, parts))
 }
 
 /// Spec: s2s, "GET /_matrix/federation/v1/state_ids/{roomId}".

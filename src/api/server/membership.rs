@@ -20,14 +20,15 @@ use ruma::{
 };
 use serde_json::value::RawValue;
 
+use super::states::{self, Part};
 use crate::{
     api::{
         auth::Origin,
         error::Error,
-        routes::{RawJson, Routes},
+        routes::{RawJson, Routes, StreamedJson},
     },
-    federation::{Asked, Invitation, Joined, MembershipError, Template},
-    rooms::{self, Omit},
+    federation::{Asked, Invitation, MembershipError, Template},
+    rooms::{self, Omit, RoomNumber},
     server::Server,
 };
 
@@ -77,67 +78,72 @@ fn raw(template: &Template) -> Result<Box<RawValue>, Error> {
 /// Spec: s2s, "PUT /_matrix/federation/v2/send_join/{roomId}/{eventId}".
 async fn send_join(
     server: Arc<Server>,
-    Origin(origin): Origin,
+    origin: Origin,
     request: create_join_event::v2::Request,
-) -> Result<RawJson, Error> {
-    let asked = Asked {
-        origin: &origin,
-        room_id: &request.room_id,
-    };
+) -> Result<StreamedJson, Error> {
     let omit = match request.omit_members {
         true => Omit::Members,
         false => Omit::Nothing,
     };
-    let joined = server
-        .federation
-        .take_join(asked, (&request.event_id, &request.pdu), omit)
-        .await
-        .map_err(refused)?;
-    Ok(RawJson(answer(&server, &joined)?.into()))
+    let (room_id, event_id) = (request.room_id, request.event_id);
+    let joined = take_join(&server, origin, (room_id, event_id, request.pdu), omit).await?;
+    let room = joined.room;
+    Ok(states::answer(server, room, joined.parts))
 }
 
 /// Spec: s2s, "PUT /_matrix/federation/v1/send_join/{roomId}/{eventId}".
 async fn send_join_v1(
     server: Arc<Server>,
-    Origin(origin): Origin,
+    origin: Origin,
     v1::send_join::Request(request): v1::send_join::Request,
-) -> Result<RawJson, Error> {
+) -> Result<StreamedJson, Error> {
+    let (room_id, event_id) = (request.room_id, request.event_id);
+    let pdu = request.pdu;
+    let mut joined = take_join(&server, origin, (room_id, event_id, pdu), Omit::Nothing).await?;
+    v1::pair_of(&mut joined.parts);
+    Ok(states::answer(server, joined.room, joined.parts))
+}
+
+/// What a server is told that has joined, as the object of the second version.
+struct JoinAnswer {
+    room: RoomNumber,
+    parts: Vec<Part>,
+}
+
+async fn take_join(
+    server: &Server,
+    Origin(origin): Origin,
+    (room_id, event_id, pdu): (OwnedRoomId, OwnedEventId, Box<RawValue>),
+    omit: Omit,
+) -> Result<JoinAnswer, Error> {
     let asked = Asked {
         origin: &origin,
-        room_id: &request.room_id,
+        room_id: &room_id,
     };
     let joined = server
         .federation
-        .take_join(asked, (&request.event_id, &request.pdu), Omit::Nothing)
+        .take_join(asked, (&event_id, &pdu), omit)
         .await
         .map_err(refused)?;
-    Ok(v1::pair(&answer(&server, &joined)?))
-}
-
-fn answer(server: &Server, joined: &Joined) -> Result<Vec<u8>, Error> {
     let own = serde_json::to_string(server.rooms.own_name()).map_err(Error::internal)?;
     let servers = serde_json::to_string(&joined.servers).map_err(Error::internal)?;
-    let omitted = if joined.members_omitted {
-        "true"
-    } else {
-        "false"
-    };
-    let parts: [&[u8]; 13] = [
-        b"{\"auth_chain\":",
-        &joined.auth_chain,
-        b",\"event\":",
-        &joined.event,
-        b",\"members_omitted\":",
-        omitted.as_bytes(),
-        b",\"origin\":",
-        own.as_bytes(),
-        b",\"servers_in_room\":",
-        servers.as_bytes(),
-        b",\"state\":",
-        &joined.state,
-        b"}",
+    let omitted = joined.members_omitted;
+    let rest = format!(
+        ",\"members_omitted\":{omitted},\"origin\":{own},\"servers_in_room\":{servers},\"state\":["
+    );
+    let parts = vec![
+        Part::from(b"{\"auth_chain\":[".as_slice()),
+        Part::States(joined.auth_chain),
+        Part::from(b"],\"event\":".as_slice()),
+        Part::Text(joined.event),
+        Part::Text(rest.into()),
+        Part::States(joined.state),
+        Part::from(b"]}".as_slice()),
     ];
-    Ok(parts.concat())
+    Ok(JoinAnswer {
+        room: joined.room,
+        parts,
+    })
 }
 
 /// Spec: s2s, "GET /_matrix/federation/v1/make_leave/{roomId}/{userId}".

@@ -12,7 +12,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::api::routes::RawJson;
+use crate::api::{routes::RawJson, server::states::Part};
 
 /// An answer as a pair.
 pub(super) fn pair(object: &[u8]) -> RawJson {
@@ -38,6 +38,12 @@ pub(super) fn shown_state(invite: &RawValue) -> Vec<RawStrippedState> {
         |_malformed| Vec::new(),
         |invite| invite.unsigned.invite_room_state,
     )
+}
+
+/// Makes an answer a pair.
+pub(super) fn pair_of(object: &mut Vec<Part>) {
+    object.insert(0, Part::from(b"[200,".as_slice()));
+    object.push(Part::from(b"]".as_slice()));
 }
 
 /// A request with an event as its body.
