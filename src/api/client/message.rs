@@ -4,11 +4,10 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use ruma::{
     CanonicalJsonObject, OwnedEventId, OwnedRoomId, RoomId,
     api::{
-        IncomingRequest, Metadata,
+        IncomingRequest as _,
         client::message::{get_message_events, send_message_event},
         error::DeserializationError,
     },
@@ -23,7 +22,7 @@ use super::{
 use crate::{
     accounts::Session,
     api::{
-        content,
+        content::{self, Read, Reading},
         error::Error,
         limits::Bucket,
         routes::{RawJson, Routes},
@@ -81,19 +80,10 @@ struct GetMessages {
     request: Result<get_message_events::v3::Request, DeserializationError>,
 }
 
-impl Metadata for GetMessages {
-    const METHOD: Method = get_message_events::v3::Request::METHOD;
-    const RATE_LIMITED: bool = get_message_events::v3::Request::RATE_LIMITED;
-    type Authentication = <get_message_events::v3::Request as Metadata>::Authentication;
-    type PathBuilder = <get_message_events::v3::Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = get_message_events::v3::Request::PATH_BUILDER;
-}
+impl Reading for GetMessages {
+    type Of = get_message_events::v3::Request;
 
-impl IncomingRequest for GetMessages {
-    type EndpointError = <get_message_events::v3::Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = get_message_events::v3::Response;
-
-    fn try_from_http_request_inner(
+    fn read(
         request: http::Request<&[u8]>,
         path_args: &[&str],
     ) -> Result<Self, DeserializationError> {
@@ -107,7 +97,7 @@ impl IncomingRequest for GetMessages {
 async fn get_messages(
     server: Arc<Server>,
     session: Arc<Session>,
-    request: GetMessages,
+    Read(request): Read<GetMessages>,
 ) -> Result<RawJson, Error> {
     let reader = Reader::new(&server, session, request.room_id)?;
     let request = match request.request {

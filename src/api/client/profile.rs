@@ -4,22 +4,22 @@
 
 use std::sync::Arc;
 
-use http::{Method, StatusCode};
+use http::StatusCode;
 use ruma::{
     OwnedUserId, UserId,
     api::{
-        IncomingRequest, Metadata,
         client::profile::{
             delete_profile_field, get_profile, get_profile_field, set_profile_field,
         },
         error::{DeserializationError, ErrorCode},
     },
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
     accounts::{Profile, Session},
     api::{
+        content::{Read, Reading, fields},
         error::Error,
         limits::Bucket,
         routes::{RawJson, Routes},
@@ -65,19 +65,10 @@ struct SetField {
     value: Option<Value>,
 }
 
-impl Metadata for SetField {
-    const METHOD: Method = set_profile_field::v3::Request::METHOD;
-    const RATE_LIMITED: bool = set_profile_field::v3::Request::RATE_LIMITED;
-    type Authentication = <set_profile_field::v3::Request as Metadata>::Authentication;
-    type PathBuilder = <set_profile_field::v3::Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = set_profile_field::v3::Request::PATH_BUILDER;
-}
+impl Reading for SetField {
+    type Of = set_profile_field::v3::Request;
 
-impl IncomingRequest for SetField {
-    type EndpointError = <set_profile_field::v3::Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = set_profile_field::v3::Response;
-
-    fn try_from_http_request_inner(
+    fn read(
         request: http::Request<&[u8]>,
         path_args: &[&str],
     ) -> Result<Self, DeserializationError> {
@@ -85,12 +76,7 @@ impl IncomingRequest for SetField {
             [user_id, name] => (UserId::parse(user_id)?, (*name).to_owned()),
             _ => (UserId::parse("")?, String::new()),
         };
-        let body: &[u8] = if request.body().is_empty() {
-            b"{}"
-        } else {
-            request.body()
-        };
-        let mut fields: Map<String, Value> = serde_json::from_slice(body)?;
+        let mut fields = fields(request.body())?;
         let value = fields.remove(&name);
         Ok(Self {
             user_id,
@@ -103,7 +89,7 @@ impl IncomingRequest for SetField {
 async fn set_profile_field(
     server: Arc<Server>,
     session: Arc<Session>,
-    request: SetField,
+    Read(request): Read<SetField>,
 ) -> Result<set_profile_field::v3::Response, Error> {
     may_change(&session, &request.user_id)?;
     let missing = || Error::missing_param(format!("Missing parameter: {}", request.name));

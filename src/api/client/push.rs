@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use ruma::{
     api::{
-        IncomingRequest, Metadata,
+        IncomingRequest as _,
         client::push::{
             PushRule, delete_pushrule, get_notifications, get_pushers, get_pushrule,
             get_pushrule_actions, get_pushrule_enabled, get_pushrules_all,
@@ -20,11 +19,12 @@ use ruma::{
     serde::Raw,
 };
 use serde::Deserialize;
-use serde_json::{Map, Value, value::RawValue};
+use serde_json::{Value, value::RawValue};
 
 use crate::{
     accounts::{Error as AccountsError, PushRuleChange, PushRuleError, Session},
     api::{
+        content::{Read, Reading, fields},
         error::Error,
         routes::{RawJson, Routes},
     },
@@ -163,26 +163,14 @@ async fn get_pushrule_enabled(
 /// A rule to be stored. ruma's own type asks for conditions, which the specification does not.
 struct SetPushRule(PushRuleChange);
 
-impl Metadata for SetPushRule {
-    const METHOD: Method = set_pushrule::v3::Request::METHOD;
-    const RATE_LIMITED: bool = set_pushrule::v3::Request::RATE_LIMITED;
-    type Authentication = <set_pushrule::v3::Request as Metadata>::Authentication;
-    type PathBuilder = <set_pushrule::v3::Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = set_pushrule::v3::Request::PATH_BUILDER;
-}
+impl Reading for SetPushRule {
+    type Of = set_pushrule::v3::Request;
 
-impl IncomingRequest for SetPushRule {
-    type EndpointError = <set_pushrule::v3::Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = set_pushrule::v3::Response;
-
-    fn try_from_http_request_inner(
+    fn read(
         request: http::Request<&[u8]>,
         path_args: &[&str],
     ) -> Result<Self, DeserializationError> {
-        let mut body: Map<String, Value> = match request.body().is_empty() {
-            true => Map::new(),
-            false => serde_json::from_slice(request.body())?,
-        };
+        let mut body = fields(request.body())?;
         body.entry("conditions")
             .or_insert_with(|| Value::Array(Vec::new()));
         let body = serde_json::to_vec(&body)?;
@@ -204,7 +192,7 @@ impl IncomingRequest for SetPushRule {
 async fn set_pushrule(
     server: Arc<Server>,
     session: Arc<Session>,
-    SetPushRule(change): SetPushRule,
+    Read(SetPushRule(change)): Read<SetPushRule>,
 ) -> Result<set_pushrule::v3::Response, Error> {
     server
         .accounts

@@ -4,21 +4,24 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use ruma::{
     EventId,
     api::{
-        IncomingRequest, Metadata,
+        IncomingRequest as _,
         client::receipt::create_receipt::v3::{ReceiptType, Request, Response},
         error::DeserializationError,
     },
 };
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::who;
 use crate::{
     accounts::Session,
-    api::{error::Error, routes::Routes},
+    api::{
+        content::{self, Read, Reading},
+        error::Error,
+        routes::Routes,
+    },
     ephemeral::{NewReceipt, ReceiptKind, ReceiptThread},
     server::Server,
 };
@@ -33,26 +36,14 @@ struct CreateReceipt {
     thread: Option<Value>,
 }
 
-impl Metadata for CreateReceipt {
-    const METHOD: Method = Request::METHOD;
-    const RATE_LIMITED: bool = Request::RATE_LIMITED;
-    type Authentication = <Request as Metadata>::Authentication;
-    type PathBuilder = <Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = Request::PATH_BUILDER;
-}
+impl Reading for CreateReceipt {
+    type Of = Request;
 
-impl IncomingRequest for CreateReceipt {
-    type EndpointError = <Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = Response;
-
-    fn try_from_http_request_inner(
+    fn read(
         request: http::Request<&[u8]>,
         path_args: &[&str],
     ) -> Result<Self, DeserializationError> {
-        let mut body: Map<String, Value> = match request.body().is_empty() {
-            true => Map::new(),
-            false => serde_json::from_slice(request.body())?,
-        };
+        let mut body = content::fields(request.body())?;
         let thread = body.remove("thread_id");
         let request = request.map(|_| b"{}".as_slice());
         let request = Request::try_from_http_request_inner(request, path_args)?;
@@ -63,7 +54,7 @@ impl IncomingRequest for CreateReceipt {
 async fn create_receipt(
     server: Arc<Server>,
     session: Arc<Session>,
-    CreateReceipt { request, thread }: CreateReceipt,
+    Read(CreateReceipt { request, thread }): Read<CreateReceipt>,
 ) -> Result<Response, Error> {
     let kind = match request.receipt_type {
         ReceiptType::Read => Some(ReceiptKind::Public),

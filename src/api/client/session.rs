@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use http::Method;
 use ruma::api::{
-    IncomingRequest, Metadata,
+    IncomingRequest as _,
     client::{
         session::{
             get_login_token, get_login_types, login, login::v3::LoginInfo, logout, logout_all,
@@ -19,7 +18,12 @@ use serde::{Deserialize, de};
 use super::uiaa::{self, WithAuth};
 use crate::{
     accounts::{NewDevice, Session},
-    api::{error::Error, limits::Bucket, routes::Routes},
+    api::{
+        content::{Read, Reading},
+        error::Error,
+        limits::Bucket,
+        routes::Routes,
+    },
     server::Server,
 };
 
@@ -51,19 +55,10 @@ async fn get_login_types(
 /// A login with a type: ruma expects that somebody looked.
 struct Login(login::v3::Request);
 
-impl Metadata for Login {
-    const METHOD: Method = login::v3::Request::METHOD;
-    const RATE_LIMITED: bool = login::v3::Request::RATE_LIMITED;
-    type Authentication = <login::v3::Request as Metadata>::Authentication;
-    type PathBuilder = <login::v3::Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = login::v3::Request::PATH_BUILDER;
-}
+impl Reading for Login {
+    type Of = login::v3::Request;
 
-impl IncomingRequest for Login {
-    type EndpointError = <login::v3::Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = login::v3::Response;
-
-    fn try_from_http_request_inner(
+    fn read(
         request: http::Request<&[u8]>,
         path_args: &[&str],
     ) -> Result<Self, DeserializationError> {
@@ -88,7 +83,7 @@ impl IncomingRequest for Login {
 async fn login(
     server: Arc<Server>,
     (): (),
-    Login(request): Login,
+    Read(Login(request)): Read<Login>,
 ) -> Result<login::v3::Response, Error> {
     let user = match &request.login_info {
         LoginInfo::Password(password) => {

@@ -4,19 +4,20 @@
 
 use std::sync::Arc;
 
-use http::Method;
-use ruma::api::{
-    IncomingRequest, Metadata,
-    client::typing::create_typing_event::v3::{Request, Response, Typing},
-    error::DeserializationError,
-};
-use serde_json::{Map, Value};
-
 use super::{require_active, require_self, who};
 use crate::{
     accounts::Session,
-    api::{error::Error, routes::Routes},
+    api::{
+        content::{self, Read, Reading},
+        error::Error,
+        routes::Routes,
+    },
     server::Server,
+};
+use ruma::api::{
+    IncomingRequest as _,
+    client::typing::create_typing_event::v3::{Request, Response, Typing},
+    error::DeserializationError,
 };
 
 /// How long somebody types who does not say how long.
@@ -29,26 +30,14 @@ pub(super) fn routes() -> Routes {
 /// What was sent. ruma's type asks for the timeout, which the specification does not.
 struct CreateTyping(Request);
 
-impl Metadata for CreateTyping {
-    const METHOD: Method = Request::METHOD;
-    const RATE_LIMITED: bool = Request::RATE_LIMITED;
-    type Authentication = <Request as Metadata>::Authentication;
-    type PathBuilder = <Request as Metadata>::PathBuilder;
-    const PATH_BUILDER: Self::PathBuilder = Request::PATH_BUILDER;
-}
+impl Reading for CreateTyping {
+    type Of = Request;
 
-impl IncomingRequest for CreateTyping {
-    type EndpointError = <Request as IncomingRequest>::EndpointError;
-    type OutgoingResponse = Response;
-
-    fn try_from_http_request_inner(
+    fn read(
         request: http::Request<&[u8]>,
         path_args: &[&str],
     ) -> Result<Self, DeserializationError> {
-        let mut body: Map<String, Value> = match request.body().is_empty() {
-            true => Map::new(),
-            false => serde_json::from_slice(request.body())?,
-        };
+        let mut body = content::fields(request.body())?;
         body.entry("timeout").or_insert(DEFAULT_TIMEOUT_MS.into());
         let body = serde_json::to_vec(&body)?;
         let request = request.map(|_| body.as_slice());
@@ -59,7 +48,7 @@ impl IncomingRequest for CreateTyping {
 async fn create_typing_event(
     server: Arc<Server>,
     session: Arc<Session>,
-    CreateTyping(request): CreateTyping,
+    Read(CreateTyping(request)): Read<CreateTyping>,
 ) -> Result<Response, Error> {
     require_self(&session, &request.user_id)?;
     require_active(&session)?;
