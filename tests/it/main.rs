@@ -19,6 +19,8 @@ mod federation_members;
 mod federation_policy;
 mod federation_reading;
 mod federation_sending;
+mod federation_sync;
+mod federation_third_party;
 mod guest;
 mod harness;
 mod history;

@@ -9,6 +9,7 @@ use std::{
 };
 
 use lru::LruCache;
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     events::{NodeNumber, RootNumber},
@@ -68,7 +69,7 @@ impl Federation {
             return Ok(None);
         }
         let rooms = &self.inner.rooms;
-        let origin = event.meta.has(flag::RELAYED);
+        let origin = event.meta.has(flag::RELAYED) && !is_bound_invite(event);
         Ok(Some(Targets {
             servers: self.servers_of(snapshot, (room, event.meta.root_after))?,
             moved_out: rooms.server_moved_out(snapshot, room, event)?,
@@ -109,6 +110,17 @@ impl Federation {
             None => Ok(Arc::default()),
         }
     }
+}
+
+/// Whether an event is the invite of an address whose owner has been found. The server of the invited user makes it in the name
+/// of whoever invited the address, whose server learns of it like all others.
+fn is_bound_invite(event: &StoredEvent) -> bool {
+    #[derive(Default, Deserialize)]
+    struct Content {
+        third_party_invite: Option<IgnoredAny>,
+    }
+    let content: Content = event.pdu.content_as().unwrap_or_default();
+    content.third_party_invite.is_some()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
