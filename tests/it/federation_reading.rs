@@ -377,6 +377,29 @@ async fn the_rooms_of_a_space_are_found_on_other_servers() {
 }
 
 #[tokio::test]
+async fn the_directory_says_who_may_join() {
+    let rule = |rule: &str| {
+        let rules = json!({ "type": "m.room.join_rules", "content": { "join_rule": rule } });
+        json!({ "visibility": "public", "initial_state": [rules] })
+    };
+    let shared = Shared::new(rule("knock")).await;
+    shared.alice.create_room_with(rule("public")).await;
+    let (server, peer) = (&shared.server, &shared.peer);
+    let path = "/_matrix/federation/v1/publicRooms";
+    let (got, posted) = (
+        peer.get(server, path).await.ok(),
+        peer.post(server, path, json!({})).await.ok(),
+    );
+    for page in [got, posted] {
+        let rooms = page["chunk"].as_array().expect("a list").iter();
+        let rule = |room: &Value| room["join_rule"].as_str().unwrap_or("public").to_owned();
+        let mut rules: Vec<_> = rooms.map(rule).collect();
+        rules.sort_unstable();
+        assert_eq!(rules, ["knock", "public"], "{page}");
+    }
+}
+
+#[tokio::test]
 async fn an_openid_token_tells_who_its_holder_is() {
     let [server] = TestServer::federated().await;
     let alice = server.user("alice").await;

@@ -1,6 +1,9 @@
 //! A user of another server in one of our rooms, whose server says whatever a test wants.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use hearth::{
     events::{NewPdu, Verified, version},
@@ -166,16 +169,17 @@ impl<'a> Guest<'a> {
 
     /// Answers `/event` with these events, whoever asks.
     pub fn answer_events(&self, events: Vec<Value>, ids: Vec<OwnedEventId>) {
-        let by_id: Vec<_> = ids.into_iter().zip(events).collect();
+        let by_id: HashMap<_, _> = ids
+            .iter()
+            .map(|id| escaped(id.as_str()))
+            .zip(events)
+            .collect();
         let name = self.peer.name.clone();
         let start = "/_matrix/federation/v1/event/*";
         self.peer.answer("GET", start, move |request| {
-            let path = request.uri().path();
-            let found = by_id.iter().find(|(id, _)| {
-                path.ends_with(&escaped(id.as_str())) || path.ends_with(id.as_str())
-            });
-            match found {
-                Some((_, event)) => (
+            let id = request.uri().path().rsplit('/').next().unwrap_or_default();
+            match by_id.get(&id.replace('$', "%24")) {
+                Some(event) => (
                     200,
                     json!({ "origin": name, "origin_server_ts": 1, "pdus": [event] }),
                 ),
@@ -225,6 +229,24 @@ impl<'a> Guest<'a> {
     /// The forward extremities of the room, and the greatest depth.
     pub fn ends(&self) -> (Vec<OwnedEventId>, u64) {
         ends_of(self.server, self.number())
+    }
+
+    /// Those of `ids` that the server does not have.
+    pub fn unknown(&self, ids: Vec<OwnedEventId>) -> Vec<OwnedEventId> {
+        let rooms = &self.server.running.server.rooms;
+        let unknown = rooms.unknown(&snapshot(self.server), self.number(), &ids);
+        unknown.expect("the store answers")
+    }
+
+    /// Waits until the server has done with all that it was sent.
+    pub async fn is_settled(&self) {
+        let until = Instant::now() + PATIENCE;
+        let metrics = &self.server.running.server.metrics;
+        let nothing_waits = "\nhearth_federation_in_waiting 0\n";
+        while !metrics.encode().expect("metrics").contains(nothing_waits) {
+            assert!(Instant::now() < until, "the inbox stays full");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// The current state of the room.

@@ -198,6 +198,61 @@ async fn a_gap_that_stays_open_is_bridged_by_the_state_of_its_other_side() {
     alice.say(&room, "still here").await;
 }
 
+/// Events of a long auth chain: as many as are fetched for one event, and more than that with what they rest on.
+const LONG_CHAIN: usize = 10_000;
+/// Questions for single events that a chain may cost, whatever its length.
+const MAX_ASKED_EVENTS: usize = 40;
+/// What may be kept in memory of the answers, in bytes of JSON: those of the chain, once.
+const MAX_ANSWERED_BYTES: usize = 16 << 20;
+
+/// Memberships of the guest, each of which needs the one before it; the first needs `first`. Whoever asks for single ones,
+/// or for the auth events of an event, gets them.
+fn auth_chain(guest: &Guest<'_>, first: &OwnedEventId, length: usize) -> Vec<Verified> {
+    let mut chain: Vec<Verified> = Vec::with_capacity(length);
+    for number in 0..length {
+        let last = chain.last().map_or(first, |last| &last.event_id);
+        chain.push(guest.event(Draft {
+            event_type: "m.room.member",
+            state_key: Some(guest.user.to_string()),
+            content: json!({ "membership": "join", "displayname": number.to_string() }),
+            auth_events: Some(allowed_by(guest, last)),
+            ..Draft::message("", &[&guest.join])
+        }));
+    }
+    let ids = chain.iter().map(|event| event.event_id.clone()).collect();
+    let events: Vec<Value> = chain.iter().map(pdu_json).collect();
+    guest.answer("GET", "event_auth", json!({ "auth_chain": events }));
+    guest.answer_events(events, ids);
+    chain
+}
+
+/// What allows the guest to speak, with another membership than its first.
+fn allowed_by(guest: &Guest<'_>, membership: &OwnedEventId) -> Vec<OwnedEventId> {
+    let mut auth_events = guest.auth_events.clone();
+    auth_events.pop();
+    auth_events.push(membership.clone());
+    auth_events
+}
+
+/// A message that rests on the end of a chain.
+fn after_chain(guest: &Guest<'_>, chain: &[Verified]) -> Verified {
+    let last = chain.last().expect("a chain");
+    guest.event(Draft {
+        auth_events: Some(allowed_by(guest, &last.event_id)),
+        ..Draft::message("after a long chain", &[&guest.join])
+    })
+}
+
+/// What a chain may cost: few questions, answers that fit in memory.
+fn costs_little(guest: &Guest<'_>) {
+    let asked = guest.asked("event");
+    assert!(asked <= MAX_ASKED_EVENTS, "{asked} events were asked for");
+    let asked = guest.asked("event_auth");
+    assert!(asked <= 2, "{asked} auth chains were asked for");
+    let bytes = guest.peer.answered_bytes();
+    assert!(bytes <= MAX_ANSWERED_BYTES, "{bytes} bytes were answered");
+}
+
 #[tokio::test]
 async fn who_is_put_out_is_out_though_nobody_tells_what_came_before_it() {
     let [server] = TestServer::federated().await;
@@ -244,37 +299,33 @@ async fn auth_events_that_go_on_without_end_are_given_up() {
     let [server] = TestServer::federated().await;
     let (alice, room) = room_of(&server).await;
     let guest = Guest::join(&server, &room).await;
-    // Each needs the one before it; the first needs one that nobody has.
-    let mut chain: Vec<Verified> = Vec::new();
-    let mut last = no_event(0);
-    for number in 0..100 {
-        let mut auth_events = guest.auth_events.clone();
-        auth_events.pop();
-        auth_events.push(last);
-        let event = guest.event(Draft {
-            event_type: "m.room.member",
-            state_key: Some(guest.user.to_string()),
-            content: json!({ "membership": "join", "displayname": number.to_string() }),
-            auth_events: Some(auth_events),
-            ..Draft::message("", &[&guest.join])
-        });
-        last = event.event_id.clone();
-        chain.push(event);
-    }
-    let ids = chain.iter().map(|event| event.event_id.clone()).collect();
-    guest.answer_events(chain.iter().map(pdu_json).collect(), ids);
-    let mut auth_events = guest.auth_events.clone();
-    auth_events.pop();
-    auth_events.push(last);
-    let lost = guest.event(Draft {
-        auth_events: Some(auth_events),
-        ..Draft::message("lost", &[&guest.join])
-    });
+    // The first needs one that nobody has.
+    let chain = auth_chain(&guest, &no_event(0), LONG_CHAIN);
+    let lost = after_chain(&guest, &chain);
     let fine = guest.message("fine", &[&guest.join]);
     guest.send("1", &[&lost, &fine]).await.ok();
     guest.is_seen(&alice, &fine).await;
+    guest.is_settled().await;
     assert!(!guest.sees(&alice, &lost).await);
-    assert!(guest.asked("event") <= 40, "{}", guest.asked("event"));
+    costs_little(&guest);
+    let ids = chain.iter().map(|event| event.event_id.clone()).collect();
+    assert_eq!(
+        guest.unknown(ids).len(),
+        LONG_CHAIN,
+        "nothing is kept of it"
+    );
+}
+
+#[tokio::test]
+async fn a_long_auth_chain_that_is_whole_is_followed_to_its_end() {
+    let [server] = TestServer::federated().await;
+    let (alice, room) = room_of(&server).await;
+    let guest = Guest::join(&server, &room).await;
+    let chain = auth_chain(&guest, &guest.join.event_id, LONG_CHAIN - 100);
+    let last = after_chain(&guest, &chain);
+    guest.send("1", &[&last]).await.ok();
+    guest.is_seen(&alice, &last).await;
+    costs_little(&guest);
 }
 
 #[tokio::test]

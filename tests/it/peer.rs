@@ -5,7 +5,10 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -47,6 +50,7 @@ struct Shared {
     reactions: Mutex<BTreeMap<(String, String), Reaction>>,
     /// Methods and targets of all requests.
     seen: Mutex<Vec<String>>,
+    answered_bytes: AtomicUsize,
 }
 
 impl Peer {
@@ -64,6 +68,7 @@ impl Peer {
         let shared = Arc::new(Shared {
             reactions: Mutex::default(),
             seen: Mutex::default(),
+            answered_bytes: AtomicUsize::new(0),
         });
         let peer = Self {
             name,
@@ -114,6 +119,11 @@ impl Peer {
     /// The requests that came, as `GET /path?query`.
     pub fn seen(&self) -> Vec<String> {
         self.shared.seen.lock().expect("a lock").clone()
+    }
+
+    /// The bytes of all answers.
+    pub fn answered_bytes(&self) -> usize {
+        self.shared.answered_bytes.load(Ordering::Relaxed)
     }
 
     /// Sends a signed request to a server.
@@ -305,10 +315,14 @@ async fn react(
             None => (404, json!({ "errcode": "M_UNRECOGNIZED", "error": "no" })),
         }
     };
+    let body = Bytes::from(body.to_string());
+    shared
+        .answered_bytes
+        .fetch_add(body.len(), Ordering::Relaxed);
     let response = http::Response::builder()
         .status(status)
         .header("content-type", "application/json")
-        .body(Full::new(Bytes::from(body.to_string())))
+        .body(Full::new(body))
         .expect("a response");
     Ok(response)
 }
