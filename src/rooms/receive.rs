@@ -24,7 +24,7 @@ use super::{
     writer::place::Prepared,
 };
 use crate::{
-    events::{AuthError, EventNumber, Pdu, Verified, redact},
+    events::{AuthError, EventNumber, Pdu, Verified, redact, sign::reference_hash},
     storage::{Batch, Commit, Snapshot},
 };
 
@@ -233,6 +233,8 @@ impl RoomWriter {
         told: Option<Vec<OwnedEventId>>,
     ) -> Result<Arrival, Error> {
         self.check_room(&pdu)?;
+        let own = self.own_number(&pdu.event_id)?;
+        let pdu = self.first_of_its_id(pdu, own)?;
         let target = redact::target(&pdu, &self.rules().redaction);
         if target.is_some_and(|target| self.head().is_fresh(&target)) {
             // Its rows are written again, with the position that it does not have yet.
@@ -242,7 +244,7 @@ impl RoomWriter {
         let numbers = self.numbers_of(&pdu.sender, &pdu.event_type, key).await?;
         Ok(Arrival {
             id: EventKey::of(&pdu.event_id),
-            own: self.own_number(&pdu.event_id)?,
+            own,
             pdu: Arc::new(pdu),
             numbers,
             intake,
@@ -272,6 +274,27 @@ impl RoomWriter {
         }
         let place = event::place(&self.rooms().store.snapshot()?, &id)?;
         Ok(place.is_some_and(|place| place.room != self.room()))
+    }
+
+    /// The event, or the one of the same ID that came before. In versions 1 and 2 a server may give one ID to several events, and what is
+    /// known of the first must not be taken for known of another.
+    fn first_of_its_id(&self, pdu: Pdu, own: Option<EventNumber>) -> Result<Pdu, Error> {
+        let Some(own) = own.filter(|_| pdu.is_named()) else {
+            return Ok(pdu);
+        };
+        let snapshot = self.rooms().store.snapshot()?;
+        let source = self.head().source(self.rooms(), Some(&snapshot));
+        let Some(known) = source.event(own)? else {
+            return Ok(pdu);
+        };
+        let hash = |pdu: &Pdu| {
+            reference_hash(pdu, self.rules())
+                .map_err(|damaged| Error::corrupt("bodies", &damaged.to_string()))
+        };
+        match hash(&pdu)? == hash(&known.pdu)? {
+            true => Ok(pdu),
+            false => Ok((*known.pdu).clone()),
+        }
     }
 
     /// The number of an event of this room, if it was ever mentioned. A filter in memory answers for most that are new.

@@ -476,68 +476,146 @@ async fn put_loosely(peer: &Peer, to: &TestServer, target: &str, body: &Value) -
     to.send(request.json(body)).await
 }
 
+/// A user of a server of another make in a room of version 1.
+struct OldGuest<'a> {
+    server: &'a TestServer,
+    peer: Peer,
+    room: String,
+    user: String,
+    join: Value,
+    /// What `send_join` answered.
+    joined: Value,
+}
+
+/// An event as others cite it. Nobody looks at the hash.
+fn reference(event: &Value) -> Value {
+    json!([event["event_id"], { "sha256": "unread" }])
+}
+
+impl<'a> OldGuest<'a> {
+    /// Joins with a float in the content.
+    async fn join(server: &'a TestServer, room: &str) -> Self {
+        let peer = Peer::start().await;
+        let user = peer.user("guest");
+        let target = format!(
+            "/_matrix/federation/v1/make_join/{}/{}?ver=1",
+            escaped(room),
+            escaped(&user)
+        );
+        let template = peer.get(server, &target).await.ok();
+        assert_eq!(template["room_version"], "1");
+        let mut join = template["event"].clone();
+        assert!(join.get("event_id").is_none(), "{join}");
+        assert!(join["prev_events"][0][1]["sha256"].is_string(), "{join}");
+        join["content"]["weight"] = json!(0.5);
+        let mut guest = Self {
+            server,
+            peer,
+            room: room.to_owned(),
+            user,
+            join: Value::Null,
+            joined: Value::Null,
+        };
+        guest.join = guest.signed(&guest.id("join"), join);
+        let target = format!(
+            "/_matrix/federation/v2/send_join/{}/{}",
+            escaped(room),
+            escaped(&guest.id("join"))
+        );
+        let answer = put_loosely(&guest.peer, server, &target, &guest.join).await;
+        guest.joined = answer.ok();
+        guest
+    }
+
+    /// Joins another room with a join of this ID.
+    async fn join_as(guest: &Self, room: &str, id: &str) -> Answer {
+        let target = format!(
+            "/_matrix/federation/v1/make_join/{}/{}?ver=1&ver=2",
+            escaped(room),
+            escaped(&guest.user)
+        );
+        let template = guest.peer.get(guest.server, &target).await.ok();
+        let join = guest.signed(id, template["event"].clone());
+        let target = format!(
+            "/_matrix/federation/v2/send_join/{}/{}",
+            escaped(room),
+            escaped(id)
+        );
+        put_loosely(&guest.peer, guest.server, &target, &join).await
+    }
+
+    /// An ID that the guest's server may give.
+    fn id(&self, name: &str) -> String {
+        format!("${name}:{}", self.peer.name)
+    }
+
+    fn signed(&self, id: &str, mut event: Value) -> Value {
+        event["event_id"] = id.into();
+        event["hashes"] = json!({});
+        event["signatures"] = json!({});
+        loose_event(&self.peer, &event.to_string())
+    }
+
+    /// An event of the guest after its join, or after `before`, which is its membership then.
+    fn event(&self, id: &str, event_type: &str, content: &Value, before: Option<&Value>) -> Value {
+        let state = self.joined["state"].as_array().expect("a list");
+        let of_type = |wanted: &str| {
+            let found = state.iter().find(|event| event["type"] == wanted);
+            reference(found.expect("it is in the state"))
+        };
+        let member = reference(before.unwrap_or(&self.join));
+        let mut auth_events = vec![of_type("m.room.create"), of_type("m.room.power_levels")];
+        auth_events.push(member.clone());
+        let mut event = json!({
+            "auth_events": auth_events, "content": content, "depth": 20, "origin_server_ts": 1,
+            "prev_events": [member], "room_id": self.room, "sender": self.user, "type": event_type,
+        });
+        if event_type == "m.room.member" {
+            event["state_key"] = self.user.as_str().into();
+            let rules = of_type("m.room.join_rules");
+            let auth_events = event["auth_events"].as_array_mut();
+            auth_events.expect("a list").push(rules);
+        }
+        self.signed(id, event)
+    }
+
+    async fn send(&self, name: &str, pdus: &[&Value]) {
+        let body = json!({ "origin": self.peer.name, "origin_server_ts": 1, "pdus": pdus });
+        let target = format!("/_matrix/federation/v1/send/{name}");
+        put_loosely(&self.peer, self.server, &target, &body)
+            .await
+            .ok();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn events_with_floats_and_forged_ids_of_version_1_are_taken_and_refused() {
     let [here] = TestServer::federated().await;
     let alice = here.user("alice").await;
-    let peer = Peer::start().await;
     let room = alice.room_of("1").await;
-    let user = peer.user("guest");
-    let target = format!(
-        "/_matrix/federation/v1/make_join/{}/{}?ver=1",
-        escaped(&room),
-        escaped(&user)
-    );
-    let template = peer.get(&here, &target).await.ok();
-    assert_eq!(template["room_version"], "1");
-    let mut join = template["event"].clone();
-    assert!(join.get("event_id").is_none(), "{join}");
-    assert!(join["prev_events"][0][1]["sha256"].is_string(), "{join}");
-    let id = |name: &str| format!("${name}:{}", peer.name);
-    let dressed = |mut event: Value, id: &str| {
-        event["event_id"] = id.into();
-        event["hashes"] = json!({});
-        event["signatures"] = json!({});
-        loose_event(&peer, &event.to_string())
-    };
-    join["content"]["weight"] = json!(0.5);
-    let join = dressed(join, &id("join"));
-    let target = format!(
-        "/_matrix/federation/v2/send_join/{}/{}",
-        escaped(&room),
-        escaped(&id("join"))
-    );
-    let joined = put_loosely(&peer, &here, &target, &join).await.ok();
-    assert_eq!(joined["event"]["event_id"], id("join").as_str());
-    let member = alice.state(&room, "m.room.member", &user).await.ok();
+    let guest = OldGuest::join(&here, &room).await;
+    assert_eq!(guest.joined["event"]["event_id"], guest.id("join").as_str());
+    let member = alice.state(&room, "m.room.member", &guest.user).await.ok();
     assert_eq!(member["weight"], 0.5);
 
-    let reference = |event: &Value| json!([event["event_id"], { "sha256": "unread" }]);
-    let state = joined["state"].as_array().expect("a list");
-    let of_type = |wanted: &str| {
-        let found = state.iter().find(|event| event["type"] == wanted);
-        reference(found.expect("it is in the state"))
-    };
     let message = |id: &str, weight: Value| {
-        let event = json!({
-            "auth_events": [of_type("m.room.create"), of_type("m.room.power_levels"), reference(&join)],
-            "content": { "msgtype": "m.text", "body": "heavy", "weight": weight }, "depth": 20,
-            "origin_server_ts": 1, "prev_events": [reference(&join)], "room_id": room, "sender": user, "type": "m.room.message",
-        });
-        dressed(event, id)
+        let content = json!({ "msgtype": "m.text", "body": "heavy", "weight": weight });
+        guest.event(id, "m.room.message", &content, None)
     };
     let forged = format!("$forged:{}", here.name());
-    let pdus = [
-        message(&id("light"), json!(1)),
+    let events = [
+        message(&guest.id("light"), json!(1)),
         message(&forged, json!(1)),
-        message(&id("half"), json!(1.5)),
+        message(&guest.id("half"), json!(1.5)),
     ];
-    let body = json!({ "origin": peer.name, "origin_server_ts": 1, "pdus": pdus });
-    let target = "/_matrix/federation/v1/send/floats";
-    put_loosely(&peer, &here, target, &body).await.ok();
+    guest
+        .send("floats", &events.iter().collect::<Vec<_>>())
+        .await;
     for (name, weight) in [("light", json!(1)), ("half", json!(1.5))] {
         alice
-            .wait_for_content(&room, &id(name), |content| content["weight"] == weight)
+            .wait_for_content(&room, &guest.id(name), |content| {
+                content["weight"] == weight
+            })
             .await;
     }
     let path = format!("/event/{}", escaped(&forged));
@@ -546,4 +624,58 @@ async fn events_with_floats_and_forged_ids_of_version_1_are_taken_and_refused() 
         .await
         .fails(404, "M_NOT_FOUND");
     check_rows(&here, &room).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_events_of_one_id_the_first_counts() {
+    let [here] = TestServer::federated().await;
+    let alice = here.user("alice").await;
+    let (room, other) = (alice.room_of("1").await, alice.room_of("2").await);
+    let guest = OldGuest::join(&here, &room).await;
+    let twice = guest.id("twice");
+    let renamed = json!({ "membership": "join", "displayname": "First" });
+    let first = guest.event(&twice, "m.room.member", &renamed, None);
+    let topic = json!({ "msgtype": "m.text", "body": "second" });
+    let second = guest.event(&twice, "m.room.message", &topic, None);
+
+    // The first is asked for, as another event needs it: a message under the new name.
+    let told = first.clone();
+    let name = guest.peer.name.clone();
+    guest
+        .peer
+        .answer("GET", "/_matrix/federation/v1/event/*", move |_| {
+            (
+                200,
+                json!({ "origin": name, "origin_server_ts": 1, "pdus": [told] }),
+            )
+        });
+    let mut under_new_name = guest.event(
+        &guest.id("after"),
+        "m.room.message",
+        &json!({ "msgtype": "m.text", "body": "after" }),
+        Some(&first),
+    );
+    under_new_name["prev_events"] = json!([reference(&guest.join)]);
+    let under_new_name = guest.signed(&guest.id("after"), under_new_name);
+    guest.send("after", &[&under_new_name]).await;
+    alice
+        .wait_for_content(&room, &guest.id("after"), |content| {
+            content["body"] == "after"
+        })
+        .await;
+
+    // What comes under its ID now is taken for it.
+    guest.send("second", &[&second]).await;
+    alice
+        .wait_for_content(&room, &twice, |content| content["displayname"] == "First")
+        .await;
+    let member = alice.state(&room, "m.room.member", &guest.user).await.ok();
+    assert_eq!(member["displayname"], "First");
+    check_rows(&here, &room).await;
+
+    // Nor is it one of another room.
+    let elsewhere = OldGuest::join_as(&guest, &other, &twice).await;
+    elsewhere.fails(400, "M_BAD_JSON");
+    assert_eq!(alice.event_of(&room, &twice).await["type"], "m.room.member");
+    check_rows(&here, &other).await;
 }
