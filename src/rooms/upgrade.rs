@@ -107,19 +107,19 @@ impl Rooms {
             directory::hide(&mut batch, old.room);
         }
         self.store.submit(batch).await?;
-        if let Some(content) = &old.canonical_alias {
-            let name = TimelineEventType::RoomCanonicalAlias;
-            let event = NewEvent::state(upgrade.user.clone(), name, "", content.clone());
-            self.send(new_id, event).await?;
-        }
-        for (user, content) in &old.bans {
-            let ban = NewEvent::state(
-                upgrade.user.clone(),
-                TimelineEventType::RoomMember,
-                user.clone(),
-                content.clone(),
-            );
-            self.send(new_id, ban).await?;
+        let alias = old.canonical_alias.iter();
+        let alias = alias.map(|content| (TimelineEventType::RoomCanonicalAlias, "", content));
+        let bans = old.bans.iter();
+        let bans = bans.map(|(user, content)| (TimelineEventType::RoomMember, &**user, content));
+        for (event_type, key, content) in alias.chain(bans) {
+            let event = NewEvent::state(upgrade.user.clone(), event_type, key, content.clone());
+            match self.send(new_id, event).await {
+                // Who replaces a room need not be above all whom others have banned from it.
+                Err(Error::NotAllowed(error)) => {
+                    tracing::debug!(%new_id, key, %error, "left behind in the old room");
+                }
+                sent => drop(sent?),
+            }
         }
         Ok(())
     }

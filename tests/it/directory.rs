@@ -245,6 +245,34 @@ async fn a_space_is_walked_in_order_page_by_page() {
 }
 
 #[tokio::test]
+async fn who_may_not_ban_everybody_again_may_upgrade_all_the_same() {
+    let server = TestServer::start().await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let carol = server.user("carol").await;
+    let levels = json!({
+        "users": { &*alice.id: 100, &*bob.id: 50, &*carol.id: 50 },
+        "events": { "m.room.tombstone": 50 },
+    });
+    let options = json!({
+        "preset": "public_chat",
+        "room_version": "11",
+        "power_level_content_override": levels,
+    });
+    let old = alice.create_room_with(options).await;
+    bob.post(&room_path(&old, "/join"), json!({})).await.ok();
+    let ban = json!({ "user_id": carol.id });
+    alice.post(&room_path(&old, "/ban"), ban).await.ok();
+
+    let upgrade = json!({ "new_version": "11" });
+    let answer = bob.post(&room_path(&old, "/upgrade"), upgrade).await.ok();
+
+    let new = answer["replacement_room"].as_str().expect("a room");
+    let path = room_path(&old, "/state/m.room.tombstone");
+    let tombstone = alice.get(&path).await.ok();
+    assert_eq!(tombstone["replacement_room"], new);
+}
+
+#[tokio::test]
 async fn an_upgraded_room_goes_on_in_a_new_one() {
     let server = TestServer::start().await;
     let alice = server.user("alice").await;
