@@ -129,9 +129,10 @@ impl Session<'_> {
         let mut state = self.federation.inner.store.read(read).await?;
         // They replace what the state has of their types and state keys.
         state.extend(event.auth_events.iter().cloned());
+        let (event, intake) = self.recommended(event).await?;
         let mut writer = self.federation.inner.rooms.write(self.room).await?;
         let received = writer
-            .receive_after_gap(event, &state, Intake::Live, batch())
+            .receive_after_gap(event, &state, intake, batch())
             .await?;
         drop(writer);
         let Received::Settled {
