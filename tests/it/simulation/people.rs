@@ -14,6 +14,9 @@ use tokio::task::AbortHandle;
 
 use super::{chance::Chance, world};
 
+/// Rooms that there may be before none is replaced any more.
+const MAX_ROOMS: usize = 4;
+
 const VERSIONS: [&str; 7] = ["6", "7", "8", "9", "10", "11", "12"];
 /// Versions with their own state resolution, with names for events, and with slashes in IDs.
 const OLD_VERSIONS: [&str; 4] = ["1", "1", "2", "3"];
@@ -144,7 +147,7 @@ impl Town {
         self.people.push(Person { server, id, token });
     }
 
-    /// Somebody makes a room in which some others have power too.
+    /// Somebody makes a room in which some others have power too, and to which they are invited or may come as they like.
     pub fn room(&self, chance: &mut Chance) -> (Person, Call) {
         let creator = chance.one_of(&self.people).clone();
         let version = match self.is_old {
@@ -160,8 +163,16 @@ impl Town {
                 users.insert(person.id.clone(), json!(100));
             }
         }
+        let mut invited = Vec::new();
+        let mut preset = "public_chat";
+        if chance.percent(25) {
+            preset = "private_chat";
+            let others = self.people.iter().filter(|person| person.id != creator.id);
+            invited.extend(others.map(|person| &*person.id));
+        }
         let body = json!({
-            "preset": "public_chat",
+            "preset": preset,
+            "invite": invited,
             "room_version": version,
             "power_level_content_override": {
                 "users": users,
@@ -181,6 +192,7 @@ impl People {
         self.next += 1;
         let choice = Choice {
             town,
+            own: &town.people[person],
             other: chance.one_of(&town.people),
             room,
             number: self.next,
@@ -233,6 +245,9 @@ impl People {
             let event = answer["event_id"].as_str().unwrap_or_default();
             let error = answer["error"].as_str().unwrap_or_default();
             lines.push(format!("#{id} ended with {status} {event}{error}"));
+            if let Some(room) = answer["replacement_room"].as_str() {
+                town.rooms.push(room.to_owned());
+            }
             if !event.is_empty() {
                 town.sent.push(Sent {
                     server: running.server,
@@ -268,6 +283,7 @@ impl People {
 /// Who could do what.
 struct Choice<'a> {
     town: &'a Town,
+    own: &'a Person,
     other: &'a Person,
     room: usize,
     number: u64,
@@ -277,53 +293,95 @@ impl Choice<'_> {
     fn call(&self, chance: &mut Chance) -> Option<Call> {
         let number = self.number;
         let room = &self.town.rooms[self.room];
-        Some(match chance.weighted(&[40, 12, 8, 8, 10, 8, 10, 3, 6, 4]) {
-            0 => message(room, number, &format!("message {number}")),
-            1 => self.state(
-                "m.room.name",
-                "",
-                json!({ "name": format!("name {number}") }),
-            ),
-            2 => self.state(
-                "m.room.topic",
-                "",
-                json!({ "topic": format!("topic {number}") }),
-            ),
-            3 => {
-                let key = *chance.one_of(&["a", "b"]);
-                self.state("test.state", key, json!({ "value": number }))
-            }
-            4 => self.power(*chance.one_of(&[0, 0, 50, 50, 100])),
-            5 => {
-                let action = *chance.one_of(&["kick", "kick", "ban", "ban", "unban", "invite"]);
-                self.membership(action, json!({ "user_id": self.other.id }))
-            }
-            6 => {
-                let servers = chance.below(3);
-                let people = (0..=servers).map(|_| chance.one_of(&self.town.people));
-                let names = people.filter_map(|person| person.id.split_once(':'));
-                let names = names.filter_map(|(_, name)| name.try_into().ok());
-                join(room, &names.collect::<Vec<_>>())
-            }
-            7 => {
-                let rule = *chance.one_of(&["public", "public", "invite"]);
-                self.state("m.room.join_rules", "", json!({ "join_rule": rule }))
-            }
-            8 => {
-                let sent = self.town.sent.iter().filter(|sent| sent.room == self.room);
-                let sent: Vec<_> = sent.collect();
-                let event = &sent.get(chance.below(sent.len().max(1)))?.event;
-                let path = format!("/_matrix/client/v3/rooms/{room}/redact/{event}/{number}");
-                Call::new(Method::PUT, path, json!({ "reason": "simulated" }))
-            }
-            _ => self.membership("leave", json!({})),
-        })
+        Some(
+            match chance.weighted(&[40, 12, 8, 8, 10, 8, 10, 4, 6, 4, 4, 1, 3, 6]) {
+                0 => message(room, number, &format!("message {number}")),
+                1 => self.state(
+                    "m.room.name",
+                    "",
+                    json!({ "name": format!("name {number}") }),
+                ),
+                2 => self.state(
+                    "m.room.topic",
+                    "",
+                    json!({ "topic": format!("topic {number}") }),
+                ),
+                3 => {
+                    let key = *chance.one_of(&["a", "b"]);
+                    self.state("test.state", key, json!({ "value": number }))
+                }
+                4 => self.power(*chance.one_of(&[0, 0, 50, 50, 100])),
+                5 => {
+                    let action = *chance.one_of(&["kick", "kick", "ban", "ban", "unban", "invite"]);
+                    self.membership(action, json!({ "user_id": self.other.id }))
+                }
+                6 => {
+                    let servers = chance.below(3);
+                    let people = (0..=servers).map(|_| chance.one_of(&self.town.people));
+                    let names = people.filter_map(|person| person.id.split_once(':'));
+                    let names = names.filter_map(|(_, name)| name.try_into().ok());
+                    join(room, &names.collect::<Vec<_>>())
+                }
+                7 => self.join_rules(chance),
+                8 => {
+                    let sent = self.town.sent.iter().filter(|sent| sent.room == self.room);
+                    let sent: Vec<_> = sent.collect();
+                    let event = &sent.get(chance.below(sent.len().max(1)))?.event;
+                    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{event}/{number}");
+                    Call::new(Method::PUT, path, json!({ "reason": "simulated" }))
+                }
+                9 => self.membership("leave", json!({})),
+                10 => {
+                    let path = format!("/_matrix/client/v3/profile/{}/displayname", self.own.id);
+                    let name = format!("{number}");
+                    Call::new(Method::PUT, path, json!({ "displayname": name }))
+                }
+                11 if self.town.rooms.len() < MAX_ROOMS => {
+                    let version = *chance.one_of(&VERSIONS);
+                    self.in_room(Method::POST, "upgrade", json!({ "new_version": version }))
+                }
+                11 | 12 => self.access(chance),
+                _ => {
+                    let mut call =
+                        self.in_room(Method::GET, "messages?dir=b&limit=10", Value::Null);
+                    call.body = None;
+                    call
+                }
+            },
+        )
+    }
+
+    /// Who may join from now on.
+    fn join_rules(&self, chance: &mut Chance) -> Call {
+        let rules = ["public", "public", "invite", "restricted", "knock"];
+        let rule = *chance.one_of(&rules);
+        let mut content = json!({ "join_rule": rule });
+        if rule == "restricted" {
+            let room = chance.one_of(&self.town.rooms);
+            content["allow"] = json!([{ "type": "m.room_membership", "room_id": room }]);
+        }
+        self.state("m.room.join_rules", "", content)
+    }
+
+    /// Shuts the server of somebody out, or lets all in.
+    fn access(&self, chance: &mut Chance) -> Call {
+        let (_, server) = self.other.id.split_once(':').expect("a user ID");
+        let denied = match chance.percent(40) {
+            true => vec![server],
+            false => Vec::new(),
+        };
+        let content = json!({ "allow": ["*"], "deny": denied, "allow_ip_literals": true });
+        self.state("m.room.server_acl", "", content)
     }
 
     fn membership(&self, action: &str, body: Value) -> Call {
+        self.in_room(Method::POST, action, body)
+    }
+
+    fn in_room(&self, method: Method, action: &str, body: Value) -> Call {
         let room = &self.town.rooms[self.room];
         let path = format!("/_matrix/client/v3/rooms/{room}/{action}");
-        Call::new(Method::POST, path, body)
+        Call::new(method, path, body)
     }
 
     fn state(&self, event_type: &str, key: &str, content: Value) -> Call {

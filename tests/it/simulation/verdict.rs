@@ -135,25 +135,30 @@ impl World {
         None
     }
 
-    /// What the servers in a room take it to be. Who alone believes to be in it is left out: what it was to learn before it
-    /// was put out of the room it could not get in time, and afterwards nobody tells it anything.
+    /// What the servers in a room take it to be. A server that the room shuts out is left out: nobody takes what it says.
     fn views(&self, index: usize) -> Vec<(usize, View)> {
         let room = &self.town.rooms[index];
         let inside = (0..self.slots.len()).filter(|server| self.is_in(index, *server));
-        let views: Vec<_> = inside
-            .map(|server| (server, self.view(room, server)))
-            .collect();
-        let is_seen = |server: usize| {
-            let suffix = format!(":{}", self.slots[server].name);
-            let mut others = views.iter().filter(|(other, _)| *other != server);
-            let sees = |view: &View| view.joined.iter().any(|user| user.ends_with(&suffix));
-            views.len() == 1 || others.any(|(_, view)| sees(view))
+        let inside: Vec<_> = inside.collect();
+        let is_heard = |server: &usize| {
+            let mut others = inside.iter().filter(|other| *other != server);
+            others.all(|other| self.lets_in(room, *other, *server))
         };
-        let inside = views.iter().map(|(server, _)| *server);
-        let seen: BTreeSet<_> = inside.filter(|server| is_seen(*server)).collect();
-        let mut views = views;
-        views.retain(|(server, _)| seen.contains(server));
-        views
+        let heard = inside.iter().copied().filter(is_heard);
+        heard
+            .map(|server| (server, self.view(room, server)))
+            .collect()
+    }
+
+    /// Whether the access list of a room, as `server` has it, lets another in.
+    fn lets_in(&self, room: &str, server: usize, other: usize) -> bool {
+        let name = &self.slots[other].name;
+        let server = self.server(server);
+        let snapshot = server.store.snapshot().expect("a snapshot");
+        let room_id = RoomId::parse(room).expect("a room ID");
+        let number = server.rooms.number(&room_id).expect("the room is known");
+        let allowed = server.rooms.acl_allows(&snapshot, number, name);
+        allowed.expect("the room can be read")
     }
 
     /// What the servers know of an event.
