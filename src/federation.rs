@@ -20,6 +20,7 @@ mod policy;
 mod query;
 mod receive;
 mod resident;
+mod resync;
 mod sender;
 pub mod server_keys;
 mod space;
@@ -30,7 +31,7 @@ use std::{sync::Arc, time::Duration};
 use ruma::{OwnedRoomId, OwnedServerName, ServerName, api::error::ErrorKind};
 use tokio::sync::Semaphore;
 
-use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox};
+use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox, resync::Resyncing};
 
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
@@ -169,6 +170,7 @@ struct Inner {
     inbox: Inbox,
     fetching: Fetching,
     backfilling: Backfilling,
+    resyncing: Resyncing,
 }
 
 impl Federation {
@@ -220,6 +222,7 @@ impl Federation {
                 inbox,
                 fetching,
                 backfilling: Backfilling::default(),
+                resyncing: Resyncing::default(),
             }),
         })
     }

@@ -27,6 +27,7 @@ mod numbers;
 mod outgoing;
 mod outside;
 mod page;
+mod partial;
 mod profile;
 mod receive;
 mod recommend;
@@ -77,6 +78,7 @@ pub use self::{
     outgoing::Outgoing,
     outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},
     page::{NoPlace, Page, PageQuery, Place},
+    partial::{Lacking, Recheck},
     receive::{HistoryEvent, Intake, Outcome, Received},
     recommend::Signing,
     relations::{MAX_RELATION_DEPTH, RelationQuery},

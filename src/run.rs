@@ -122,6 +122,7 @@ fn start_background(server: &Arc<Server>) {
         .start("loose ends", Stage::Followers, merge_ends);
     server.federation.start(&server.tasks);
     server.federation.start_inbox(&server.tasks);
+    server.federation.start_resync(&server.tasks);
 }
 
 impl Running {

@@ -33,14 +33,17 @@ mod uiaa;
 mod user_directory;
 mod wanted;
 
+use std::time::Duration;
+
 use ruma::{OwnedEventId, RoomId, UserId};
 
 use super::{error::Error, routes::Routes};
 use crate::{
     accounts::Session,
     ephemeral::Who,
-    rooms::{self, NewEvent, RoomNumber},
+    rooms::{self, NewEvent, Residence, RoomNumber},
     server::Server,
+    tasks::Stage,
 };
 
 /// Every endpoint of the client-server API.
@@ -112,6 +115,30 @@ fn known_room(server: &Server, room_id: &RoomId) -> Result<RoomNumber, Error> {
         .resident(room_id)
         .map_err(|_unknown| not_in_room())
 }
+
+/// Waits until all members of a room are known. A room that nobody of this server is in any more is taken as it is.
+///
+/// # Errors
+/// 503 if that takes too long.
+async fn all_members(server: &Server, room: RoomNumber) -> Result<(), Error> {
+    let rooms = &server.rooms;
+    if !rooms.is_partial(room) || rooms.residence_of(room) != Residence::Resident {
+        return Ok(());
+    }
+    let closing = server.tasks.stop_signal(Stage::Requests);
+    let is_whole = tokio::select! {
+        is_whole = rooms.completed(room, MEMBERS_TIMEOUT) => is_whole,
+        () = closing.requested() => false,
+    };
+    match is_whole {
+        true => Ok(()),
+        false => Err(Error::unavailable(MEMBERS_RETRY)),
+    }
+}
+
+/// How long a request waits for the members of a room that was joined just now.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(120);
+const MEMBERS_RETRY: Duration = Duration::from_secs(10);
 
 /// 403 `M_FORBIDDEN`: the user may not look into the room, or there is none.
 fn not_in_room() -> Error {

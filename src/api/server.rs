@@ -15,6 +15,8 @@ mod states;
 mod thirdparty;
 mod transactions;
 
+use std::time::Duration;
+
 use ruma::{OwnedEventId, RoomId, ServerName};
 
 use super::{auth::Origin, error::Error, routes::Routes};
@@ -22,6 +24,7 @@ use crate::{
     rooms::{RoomNumber, Rooms},
     server::Server,
     storage::Snapshot,
+    tasks::Stage,
 };
 
 /// Every endpoint of the server-server API.
@@ -85,6 +88,28 @@ async fn read_room_at<T: Send + 'static>(
     };
     server.store.read(closure).await
 }
+
+/// Waits until all members of a room are known, on account of a server that may look into it. What cannot be answered after
+/// that is not there.
+///
+/// # Errors
+/// As [`read_room`].
+async fn whole_room(server: &Server, origin: &Origin, room_id: &RoomId) -> Result<(), Error> {
+    let room = server.rooms.number(room_id);
+    let Some(room) = room.filter(|room| server.rooms.is_partial(*room)) else {
+        return Ok(());
+    };
+    read_room(server, origin.clone(), room_id, |_, _, _, _| Ok(())).await?;
+    let closing = server.tasks.stop_signal(Stage::Requests);
+    tokio::select! {
+        _is_whole = server.rooms.completed(room, WHOLE_TIMEOUT) => {}
+        () = closing.requested() => {}
+    }
+    Ok(())
+}
+
+/// How long another server waits for the state of a room that was joined just now.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// `{"origin": …, "origin_server_ts": …, "pdus": […]}`: events as a transaction holds them.
 ///

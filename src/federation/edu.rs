@@ -120,8 +120,9 @@ impl Federation {
             let Some(room) = federation.open_room(snapshot, &room_id, &server)? else {
                 return Ok(None);
             };
-            let member = federation.member(snapshot, room, &user)?;
-            Ok(member.map(|_| room))
+            let is_member = federation.member(snapshot, room, &user)?.is_some()
+                || federation.may_be_member(snapshot, room, &user)?;
+            Ok(is_member.then_some(room))
         };
         if let Some(room) = self.inner.store.read(read).await? {
             let ephemeral = &self.inner.ephemeral;
@@ -133,6 +134,7 @@ impl Federation {
     async fn receive_receipts(&self, origin: &ServerName, content: &str) -> Result<(), Error> {
         let (federation, server) = (self.clone(), origin.to_owned());
         let receipts = read_receipts(origin, content);
+        self.number_members(&receipts).await?;
         let read = move |snapshot: &Snapshot| -> Result<_, Error> {
             let mut checked = Vec::new();
             for (room_id, of_users) in receipts {
@@ -151,6 +153,23 @@ impl Federation {
         };
         for (room, receipts) in self.inner.store.read(read).await? {
             self.keep_receipts(room, receipts).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives numbers to users of partial rooms: who is a member there may never have been heard of.
+    async fn number_members(&self, receipts: &[RoomReceiptList]) -> Result<(), Error> {
+        let rooms = &self.inner.rooms;
+        let is_partial = |room_id: &OwnedRoomId| {
+            let room = rooms.number(room_id);
+            room.is_some_and(|room| rooms.is_partial(room))
+        };
+        let of_partial = receipts.iter().filter(|(room_id, _)| is_partial(room_id));
+        let users: Vec<&UserId> = of_partial
+            .flat_map(|(_, of_users)| of_users.iter().map(|(user, _)| &**user))
+            .collect();
+        if !users.is_empty() {
+            self.inner.accounts.intern(&users).await?;
         }
         Ok(())
     }
@@ -261,7 +280,7 @@ impl Federation {
         Ok(is_open.then_some(room))
     }
 
-    /// The number of a user who is joined to the room.
+    /// The number of a user who is joined to the room; in a partial room, of any whose server may be in it.
     fn member(
         &self,
         snapshot: &Snapshot,
@@ -271,8 +290,28 @@ impl Federation {
         let Some(number) = self.inner.accounts.user_number(snapshot, user)? else {
             return Ok(None);
         };
-        let is_joined = self.inner.rooms.is_joined(snapshot, number, room)?;
-        Ok(is_joined.then_some(number))
+        let is_member = self.inner.rooms.is_joined(snapshot, number, room)?
+            || self.may_be_member(snapshot, room, user)?;
+        Ok(is_member.then_some(number))
+    }
+
+    /// Whether a user may be joined to a room of which not all members are known.
+    fn may_be_member(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        user: &UserId,
+    ) -> Result<bool, Error> {
+        let rooms = &self.inner.rooms;
+        if !rooms.is_partial(room) {
+            return Ok(false);
+        }
+        let number = self.inner.accounts.user_number(snapshot, user)?;
+        let class = match number {
+            Some(number) => rooms.class_of(snapshot, number, room)?,
+            None => None,
+        };
+        Ok(class.is_none() && rooms.is_server_joined(snapshot, room, user.server_name())?)
     }
 }
 

@@ -349,7 +349,7 @@ impl<'a> Session<'a> {
 }
 
 /// Reads a PDU that should be of this room.
-fn parse_of_room(
+pub(super) fn parse_of_room(
     pdu: &RawValue,
     room_id: &RoomId,
     rules: &'static RoomVersionRules,

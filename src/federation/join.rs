@@ -17,7 +17,7 @@ use ruma::{
 };
 
 use self::answer::Answer;
-pub(super) use self::answer::event_ids as events_of_answer;
+pub(super) use self::answer::{Expected, event_ids as events_of_answer, wanted};
 use super::{
     Error, Federation,
     client::Limits,
@@ -30,9 +30,9 @@ use crate::{
 };
 
 /// How long a server may take to compose the state of a large room and to send it.
-const SEND_JOIN_TIMEOUT: Duration = Duration::from_secs(300);
+pub(super) const SEND_JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 /// The largest answer to `send_join`: several times that of the largest rooms there are.
-const MAX_ANSWER_BYTES: usize = 256 << 20;
+pub(super) const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// Answers to `send_join` that are received and checked at the same time.
 pub(super) const MAX_JOINING: usize = 8;
 /// How long `make_join` may take: servers that are gone must not hold up those that are there.
@@ -193,8 +193,13 @@ impl Federation {
         let join = self.sign_draft(server, draft, &made.event, rules)?;
         // An answer may be large: only some are in memory at the same time.
         let _permit = self.inner.joining.acquire().await;
-        let body = self.send_join(server, draft.room_id, &join).await?;
-        let expected = answer::Expected {
+        // In a room that this server is in already all of the state is better than a part of it.
+        let is_here = self.inner.rooms.residence(draft.room_id) == Residence::Resident;
+        let omits_members = self.inner.config.partial_joins && !is_here;
+        let body = self
+            .send_join(server, draft.room_id, &join, omits_members)
+            .await?;
+        let expected = Expected {
             server: server.clone(),
             room_id: draft.room_id.clone(),
             rules,
@@ -203,17 +208,25 @@ impl Federation {
             join,
             state,
             auth_chain,
+            partial,
         } = answer::check(self, &expected, join, body).await?;
+        if partial.is_some() && !omits_members {
+            let reason = "it left members out of the state unasked";
+            return Err(MembershipError::bad_answer(server, reason));
+        }
         let adoption = Adoption {
             room_id: draft.room_id.clone(),
             version,
             join,
             state,
             auth_chain,
-            partial: None,
+            partial,
         };
         match self.inner.rooms.adopt(adoption).await {
-            Ok(_room) => Ok(()),
+            Ok(room) => {
+                self.complete_soon(room, Some(server.clone()));
+                Ok(())
+            }
             // The state does not allow the join that its server allowed, or is none: another may have the truth.
             Err(error @ (rooms::Error::NotAllowed(_) | rooms::Error::Invalid(_))) => {
                 Err(MembershipError::bad_answer(server, error.to_string()))
@@ -227,8 +240,12 @@ impl Federation {
         server: &ServerName,
         room_id: &RoomId,
         join: &Verified,
+        omits_members: bool,
     ) -> Result<bytes::Bytes, Error> {
-        let path = sending_path("v2/send_join", room_id, &join.event_id);
+        let mut path = sending_path("v2/send_join", room_id, &join.event_id);
+        if omits_members {
+            path.push_str("?omit_members=true");
+        }
         let limits = Limits {
             timeout: SEND_JOIN_TIMEOUT,
             max_bytes: MAX_ANSWER_BYTES,
@@ -249,7 +266,7 @@ pub(super) fn sending_path(endpoint: &str, room_id: &RoomId, event_id: &EventId)
 }
 
 /// Percent-encodes a part of a path.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 8);
     for byte in text.bytes() {
         match byte {

@@ -74,6 +74,9 @@ impl Federation {
             ));
         }
         let room = self.resident_for(asked).await?;
+        if membership != MembershipState::Leave {
+            self.require_whole(room)?;
+        }
         let mut writer = self.inner.rooms.write(room).await?;
         let version = writer.version()?;
         if versions.is_some_and(|versions| !versions.contains(&version)) {
@@ -113,6 +116,7 @@ impl Federation {
         omit: Omit,
     ) -> Result<Joined, MembershipError> {
         let room = self.resident_for(asked).await?;
+        self.require_whole(room)?;
         let (rules, mut given) =
             self.own_event(asked, room, (event_id, event), &MembershipState::Join)?;
         self.require_permit(room, &given).await?;
@@ -163,6 +167,7 @@ impl Federation {
         (event_id, event): (&EventId, &RawValue),
     ) -> Result<Vec<Box<RawValue>>, MembershipError> {
         let room = self.resident_for(asked).await?;
+        self.require_whole(room)?;
         let (rules, given) =
             self.own_event(asked, room, (event_id, event), &MembershipState::Knock)?;
         let user = given.sender.clone();
@@ -197,6 +202,14 @@ impl Federation {
             false => Err(MembershipError::Forbidden(
                 "your server is denied access to this room".into(),
             )),
+        }
+    }
+
+    /// Who does not know who is in the room can let nobody in.
+    fn require_whole(&self, room: RoomNumber) -> Result<(), MembershipError> {
+        match self.inner.rooms.is_partial(room) {
+            true => Err(MembershipError::NotFound),
+            false => Ok(()),
         }
     }
 

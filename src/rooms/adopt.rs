@@ -42,11 +42,6 @@ impl Rooms {
     /// [`Error::NotAllowed`] if the rules or the state do not allow the join, [`Error::Invalid`] if the answer is not one about
     /// this room, [`Error::UnsupportedVersion`].
     pub async fn adopt(&self, adoption: Adoption) -> Result<RoomNumber, Error> {
-        if adoption.partial.is_some() {
-            return Err(Error::Invalid(
-                "the state of the room is not complete".into(),
-            ));
-        }
         version::rules(&adoption.version).ok_or(Error::UnsupportedVersion)?;
         check_create(&adoption)?;
         let room = self.numbers.intern_room(&adoption.room_id);
@@ -54,6 +49,9 @@ impl Rooms {
             Some(_) => self.write(room).await?,
             None => self.write_adopted(room, &adoption).await?,
         };
+        if let Some(servers) = &adoption.partial {
+            self.keep_told_servers(room, servers);
+        }
         let commit = writer.take_up(adoption).await?;
         drop(writer);
         if let Received::Settled { commit, .. } = commit
@@ -116,6 +114,7 @@ impl RoomWriter {
             join,
             state,
             auth_chain,
+            partial,
             ..
         } = adoption;
         let mut ids: Vec<OwnedEventId> = state.iter().map(|event| event.event_id.clone()).collect();
@@ -127,6 +126,7 @@ impl RoomWriter {
         let mut arrival = self
             .arrival(join.into_pdu(), Intake::Answered, Some(ids))
             .await?;
+        arrival.lacks_members = partial.is_some();
         if is_back {
             arrival.place = Place::TakingUp;
         }

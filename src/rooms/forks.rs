@@ -19,6 +19,11 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, root: RootNumber) {
     batch.put_stamped(&CURRENT, &key, &root.0, PositionAt::Key(ROOM_BYTES));
 }
 
+/// Forgets what was noted from a position on.
+pub(super) fn forget(batch: &mut Batch, room: RoomNumber, since: Position) {
+    batch.delete_range(CURRENT.from(&(room, since), &(room,)));
+}
+
 impl Rooms {
     /// The current state of a room at a position; `None` if it was not here then.
     pub fn root_at(

@@ -60,6 +60,12 @@ pub struct HeadRow {
     /// Index of the event with which this server came to the room, the last time: what ended before it is given up.
     #[serde(default)]
     pub taken_up: i64,
+    /// Memberships are still to be fetched.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+    /// That was so once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub was_partial: bool,
 }
 
 /// Adds the head.
@@ -136,6 +142,8 @@ impl Head {
             local: 0,
             forks: 0,
             taken_up: 0,
+            partial: false,
+            was_partial: false,
         };
         Self::new(room, room_id, row, Vec::new(), RootRow::default()).map(|head| Self {
             unborn: true,

@@ -3,7 +3,10 @@
 //!
 //! The rows follow the current state of the room, not single events. engine.md section 5.5.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ruma::{OwnedServerName, UserId, events::room::member::MembershipState};
 
@@ -410,6 +413,11 @@ impl Rooms {
                 servers.extend(self.server_name(server));
             }
         }
+        for server in self.told_servers(snapshot, room)? {
+            if !servers.contains(&server) {
+                servers.push(server);
+            }
+        }
         servers.retain(|server| server != self.own_name());
         Ok(servers)
     }
@@ -436,8 +444,12 @@ impl Rooms {
             }
         }
         let servers = counts.into_iter().filter(|(_, joined)| *joined > 0);
-        let names = servers.filter_map(|(server, _)| self.server_name(server));
-        Ok(names.filter(|name| name != self.own_name()).collect())
+        let mut names: BTreeSet<OwnedServerName> = servers
+            .filter_map(|(server, _)| self.server_name(server))
+            .collect();
+        names.extend(self.told_servers(snapshot, room)?);
+        names.remove(self.own_name());
+        Ok(names.into_iter().collect())
     }
 
     /// The server of the user of whom a membership event says that the user is joined.

@@ -101,7 +101,13 @@ impl Rooms {
             changed
         };
         let changed: Vec<RoomNumber> = changed.into_iter().collect();
-        membership::rooms_with(snapshot, &changed, server)
+        let mut rooms = membership::rooms_with(snapshot, &changed, server)?;
+        for room in changed {
+            if self.is_told_server(snapshot, room, server)? && !rooms.contains(&room) {
+                rooms.push(room);
+            }
+        }
+        Ok(rooms)
     }
 
     /// Those of `rooms` to which a user of any server is joined now, in their order.
@@ -175,7 +181,7 @@ impl Rooms {
 }
 
 fn has_local_members_only(head: &HeadRow) -> bool {
-    head.local >= head.joined
+    head.local >= head.joined && !head.partial
 }
 
 /// Takes `page` and adds those of its events that go out.

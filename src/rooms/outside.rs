@@ -196,9 +196,14 @@ impl Rooms {
     /// Where this server stands to a room.
     pub fn residence(&self, room_id: &RoomId) -> Residence {
         let room = self.number(room_id);
-        match room.and_then(|room| self.published(room)) {
+        room.map_or(Residence::Away, |room| self.residence_of(room))
+    }
+
+    /// As [`Self::residence`].
+    pub fn residence_of(&self, room: RoomNumber) -> Residence {
+        match self.published(room) {
             Some(room) if room.head.local > 0 => Residence::Resident,
-            Some(room) if room.head.joined == 0 => Residence::Deserted,
+            Some(room) if room.head.joined == 0 && !room.head.partial => Residence::Deserted,
             _ => Residence::Away,
         }
     }

@@ -8,7 +8,7 @@
 mod history;
 pub(super) mod judge;
 mod outliers;
-mod told;
+pub(super) mod told;
 
 use std::sync::Arc;
 
@@ -16,6 +16,10 @@ use ruma::{EventId, OwnedEventId};
 
 pub use self::history::HistoryEvent;
 use self::judge::{Arrival, Place, Verdict};
+pub(super) use self::{
+    history::move_on,
+    judge::{Again, again},
+};
 use super::{
     Error, RoomNumber, RoomWriter, Rooms, StoredEvent,
     event::{self, EventKey, flag},
@@ -249,6 +253,7 @@ impl RoomWriter {
             numbers,
             intake,
             told,
+            lacks_members: false,
             place: Place::Live,
         })
     }

@@ -94,6 +94,14 @@ pub(super) fn remove(batch: &mut Batch, room: RoomNumber, redacted: &Redacted) {
     }
 }
 
+/// Takes away the row of an event that should not have been shown.
+pub(super) fn retract(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
+    if let Some((relation, parent)) = event.meta.relation {
+        let index = Index(event.meta.index);
+        batch.delete(&RELATIONS, &(room, parent, relation as u8, index));
+    }
+}
+
 /// Where the rows differ from what the events say.
 pub(super) fn differences(
     snapshot: &Snapshot,

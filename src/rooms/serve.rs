@@ -69,7 +69,7 @@ const CHUNK: usize = 1_000;
 const MAX_WALKED_PER_ANSWER: usize = 20;
 
 impl Rooms {
-    /// Whether a server has joined members now.
+    /// Whether a server has joined members now. In a partial room, whether it may have.
     pub fn is_server_joined(
         &self,
         snapshot: &Snapshot,
@@ -77,7 +77,8 @@ impl Rooms {
         server: &ServerName,
     ) -> Result<bool, Error> {
         match self.numbers.server(server) {
-            Some(number) => Ok(membership::joined_of(snapshot, room, number)? > 0),
+            Some(number) => Ok(membership::joined_of(snapshot, room, number)? > 0
+                || self.is_told_server(snapshot, room, number)?),
             None => Ok(false),
         }
     }

@@ -522,6 +522,11 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, rows: &StateRows, id: 
     }
 }
 
+/// Writes the place of a state event in the graph again, whose flags have changed.
+pub(super) fn insert_graph(batch: &mut Batch, room: RoomNumber, rows: &StateRows) {
+    batch.put(&GRAPH, &(room, rows.state), &rows.graph);
+}
+
 pub(super) fn insert_node(batch: &mut Batch, room: RoomNumber, number: NodeNumber, node: &Node) {
     batch.put(&NODES, &(room, number), node);
 }

@@ -88,6 +88,26 @@ pub(super) fn insert_past(batch: &mut Batch, room: RoomNumber, event: &StoredEve
     batch.put(&BY_TIME, &(room, time, event.number), &());
 }
 
+/// Writes the row of a shown event again, whose flags have changed.
+pub(super) fn replace(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
+    if !event.meta.is_visible() {
+        return;
+    }
+    let row = TimelineRow {
+        event: event.number,
+        position: event.meta.position,
+        flags: event.meta.flags.to_le_bytes()[0],
+    };
+    batch.put(&TIMELINE, &(room, Index(event.meta.index)), &row);
+}
+
+/// Takes an event out of the timeline that should not have been in it.
+pub(super) fn remove(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
+    batch.delete(&TIMELINE, &(room, Index(event.meta.index)));
+    let time = Millis48(event.meta.timestamp);
+    batch.delete(&BY_TIME, &(room, time, event.number));
+}
+
 /// Every row of a timeline, in order.
 pub(super) fn rows(
     snapshot: &Snapshot,

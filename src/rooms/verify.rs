@@ -17,7 +17,9 @@ use super::{
     event::{self, BODIES, Body, METAS, flag},
     gaps::PARTED,
     head::Head,
-    membership, membership_of, relations, resolution,
+    membership, membership_of,
+    partial::{self, ends_of},
+    relations, resolution,
     state::{self, GraphRow, StateKey},
     stubs, threads, timeline, unread,
 };
@@ -36,7 +38,7 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub room: RoomNumber,
-    /// `I1` to `I22`, `relations`, `threads`.
+    /// `I1` to `I22`, `relations`, `threads`, `partial`.
     pub invariant: &'static str,
     pub text: String,
 }
@@ -72,6 +74,7 @@ impl Rooms {
         check.members()?;
         check.timeline()?;
         check.counts()?;
+        check.partial()?;
         for text in relations::differences(snapshot, room, &check.metas)? {
             check.report("relations", text);
         }
@@ -361,24 +364,12 @@ impl<'a> Check<'a> {
 
     /// I7: the extremities are what no accepted event cites, directly or through events that were not accepted.
     fn extremities(&mut self) {
-        let mut ends: BTreeSet<EventNumber> = BTreeSet::new();
-        let mut cited: BTreeSet<EventNumber> = BTreeSet::new();
-        let mut reached: Vec<EventNumber> = Vec::new();
-        for (event, meta) in self.metas.iter().filter(|(_, meta)| meta.is_accepted()) {
-            if is_live(meta) && meta.index >= self.head.taken_up {
-                ends.insert(*event);
-            }
-            reached.extend(&meta.prev_events);
+        let ends = ends_of(&self.metas, self.head.taken_up);
+        if ends.is_empty() && self.head.local == 0 && self.head.was_partial {
+            // The room has not let this server in after all.
+            return;
         }
-        while let Some(event) = reached.pop() {
-            let Some(meta) = self.metas.get(&event).filter(|_| cited.insert(event)) else {
-                continue;
-            };
-            if !meta.is_accepted() {
-                reached.extend(&meta.prev_events);
-            }
-        }
-        let ends: Vec<_> = ends.difference(&cited).copied().collect();
+        let ends: Vec<_> = ends.into_iter().collect();
         let mut stored = self.head.extremities.clone();
         stored.sort_unstable();
         if ends != stored {
@@ -590,10 +581,30 @@ impl<'a> Check<'a> {
     /// I12 and I13: the ordinals are what the events add up to.
     fn counts(&mut self) -> Result<(), Error> {
         let live = self.metas.values();
-        let live = live.filter(|meta| meta.is_visible() && meta.position.0 != 0);
+        // What was shown for a while has been counted.
+        let is_counted =
+            |meta: &&EventMeta| meta.is_visible() || (meta.is_rejected() && meta.has(flag::NOTIFIES));
+        let live = live.filter(|meta| is_counted(meta) && meta.position.0 != 0);
         let live = live.map(|meta| (meta.index, meta)).collect();
         for text in unread::check::verify(self.snapshot, self.room, &self.head, &live)? {
             self.report("I12", text);
+        }
+        Ok(())
+    }
+
+    /// What is to be judged again is noted, and nothing else; only partial rooms have such events.
+    fn partial(&mut self) -> Result<(), Error> {
+        let noted = partial::noted(self.snapshot, self.room)?;
+        let noted: BTreeSet<_> = noted.into_iter().map(|(event, _)| event).collect();
+        let flagged = self.metas.iter();
+        let flagged = flagged.filter(|(_, meta)| meta.has(flag::STATE_PARTIAL));
+        let flagged: BTreeSet<_> = flagged.map(|(event, _)| *event).collect();
+        if noted != flagged || self.head.partial == noted.is_empty() {
+            let is_partial = self.head.partial;
+            self.report(
+                "partial",
+                format!("the room is partial: {is_partial}; {flagged:?} are flagged, {noted:?} noted"),
+            );
         }
         Ok(())
     }
@@ -610,9 +621,4 @@ fn runs(rows: &[(i64, timeline::TimelineRow)]) -> Vec<i64> {
         last = Some(*index);
     }
     starts
-}
-
-/// Whether an event came while this server was in the room, and not as a part of its history.
-fn is_live(meta: &EventMeta) -> bool {
-    meta.position.0 != 0
 }

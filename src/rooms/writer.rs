@@ -18,7 +18,7 @@ use super::{
     event::{self, EventKey, flag},
     head::{self, Head, HeadRow},
     membership::{self, MembershipChange},
-    membership_of,
+    membership_of, partial,
     send::TransactionKey,
     state::{self, Source},
     timeline::{self, Recent},
@@ -453,6 +453,8 @@ impl RoomWriter {
         head.unread
             .advance(&rooms, &event, &memberships, &mut unread);
         event::insert(&mut batch, room, &event, &id);
+        let noted = turn.as_ref().and_then(|turn| turn.noted);
+        partial::note(&mut batch, room, &event, noted);
         timeline::insert(&mut batch, room, &event);
         if let Some(turn) = &turn {
             head.insert_turn(&mut batch, (&event, &id), turn, before);

@@ -66,6 +66,14 @@ impl Sync {
             None => Path::default(),
         };
         let known = view.since.filter(|_| path.is_steady());
+        // Who is told of all members was not told of the room before they were known.
+        let is_untold = match known {
+            Some(since) if !view.request.filter.has_lazy_members => {
+                self.was_completed_since(view, entry.room, since.position)?
+            }
+            _ => false,
+        };
+        let known = known.filter(|_| !is_untold);
         if known.is_none() && view.since.is_some() {
             let (user, room) = (view.request.viewer.user, entry.room.0);
             data = self
@@ -149,7 +157,14 @@ impl Sync {
             None => self.current_root(view, scope.room)?,
         };
         let mut range = self.state_range(view, scope.room, (timeline.as_ref(), current), known)?;
-        if let (Some(since), true) = (known, has_forks) {
+        let is_whole_now = match known {
+            Some(since) => self.was_completed_since(view, scope.room, since)?,
+            None => false,
+        };
+        if is_whole_now {
+            // What the client knows of the state was a part of it, or wrong.
+            range.known = None;
+        } else if let (Some(since), true) = (known, has_forks) {
             let is_whole = view.request.is_full_state;
             range.has_forks = true;
             range.known = match is_whole {
@@ -185,6 +200,17 @@ impl Sync {
             .timeline
             .is_some_and(|timeline| !timeline.events.is_empty() || timeline.is_limited);
         Ok(has_timeline || !section.state.is_empty())
+    }
+
+    /// Whether the members of the room have become known since.
+    fn was_completed_since(
+        &self,
+        view: &View<'_>,
+        room: RoomNumber,
+        since: Position,
+    ) -> Result<bool, Error> {
+        let rooms = &self.inner.rooms;
+        Ok(rooms.was_completed_since(view.snapshot, room, since)?)
     }
 
     /// The key of what is the same for all who know the room up to where the timeline begins.

@@ -175,23 +175,34 @@ impl Sync {
             return Ok(());
         }
         match entry.class {
+            // Who wants to be told of all members is told of the room when they are known.
+            Class::Join
+                if !view.request.filter.has_lazy_members
+                    && self.is_partial(view, entry.room)? => {}
             Class::Join => {
                 let section = &mut sections.join;
-                self.write_joined(section, view, (entry, &room_id), own_data)
+                self.write_joined(section, view, (entry, &room_id), own_data)?;
             }
             Class::Invite => {
                 let section = (&mut sections.invite, "invite_state");
-                self.write_stripped(section, view, (entry, &room_id))
+                self.write_stripped(section, view, (entry, &room_id))?;
             }
             Class::Knock => {
                 let section = (&mut sections.knock, "knock_state");
-                self.write_stripped(section, view, (entry, &room_id))
+                self.write_stripped(section, view, (entry, &room_id))?;
             }
             Class::Leave | Class::Ban => {
                 let section = &mut sections.leave;
-                self.write_left(section, view, (entry, &room_id), &own_data)
+                self.write_left(section, view, (entry, &room_id), &own_data)?;
             }
         }
+        Ok(())
+    }
+
+    /// Whether the members of a room are not all known.
+    fn is_partial(&self, view: &View<'_>, room: RoomNumber) -> Result<bool, Error> {
+        let head = self.inner.rooms.head(view.snapshot, room)?;
+        Ok(head.is_some_and(|head| head.partial))
     }
 
     /// A look at what is in memory: false for nearly all rooms of nearly all syncs.

@@ -45,6 +45,19 @@ impl Reader {
         })
     }
 
+    /// Waits until all members of the room are known.
+    ///
+    /// # Errors
+    /// 503 if that takes too long.
+    pub(super) async fn all_members(&self, server: &Server) -> Result<(), Error> {
+        super::all_members(server, self.room).await
+    }
+
+    /// Whether the reader is `user`.
+    pub(super) fn is_user(&self, user: &str) -> bool {
+        self.session.user.as_str() == user
+    }
+
     /// What the reader may see.
     pub(super) fn sight(&self, snapshot: &Snapshot) -> Result<Sight, Error> {
         let session = &self.session;

@@ -258,7 +258,8 @@ pub(super) async fn send_remote_invite(
     room_id: OwnedRoomId,
     event: NewEvent,
 ) -> Result<OwnedEventId, Error> {
-    super::known_room(server, &room_id)?;
+    let room = super::known_room(server, &room_id)?;
+    super::all_members(server, room).await?;
     let federation = server.federation.clone();
     to_its_end(server, "invite", async move {
         federation.invite_with(&room_id, event).await
@@ -332,7 +333,11 @@ async fn change_other(
     (membership, before): (MembershipState, &'static [Class]),
 ) -> Result<(), Error> {
     super::require_active(session)?;
-    super::known_room(server, room_id)?;
+    let room = super::known_room(server, room_id)?;
+    if !server.accounts.is_local(&target) {
+        // What becomes of the target depends on what it is.
+        super::all_members(server, room).await?;
+    }
     let sender = session.user.clone();
     let change = MembershipAction {
         sender,
@@ -394,6 +399,7 @@ async fn joined_members(
     request: joined_members::v3::Request,
 ) -> Result<RawJson, Error> {
     let reader = Reader::new(&server, session, request.room_id)?;
+    reader.all_members(&server).await?;
     let read = move |snapshot: &Snapshot| -> Result<_, Error> {
         if !reader.sight(snapshot)?.is_joined() {
             return Err(super::not_in_room());
@@ -444,6 +450,7 @@ async fn get_member_events(
     request: get_member_events::v3::Request,
 ) -> Result<RawJson, Error> {
     let reader = Reader::new(&server, session, request.room_id)?;
+    reader.all_members(&server).await?;
     let read = move |snapshot: &Snapshot| -> Result<_, Error> {
         let sight = reader.sight(snapshot)?;
         let mut root = sight.state().ok_or_else(super::not_in_room)?;

@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use ruma::{
-    CanonicalJsonObject, RoomId,
+    CanonicalJsonObject, RoomId, UserId,
     api::client::state::{
         get_state_event_for_key::{self, v3::StateEventFormat},
         get_state_events, send_state_event,
     },
-    events::TimelineEventType,
+    events::{StateEventType, TimelineEventType},
 };
 
 use super::events::Reader;
@@ -50,6 +50,13 @@ async fn send_state_event(
         let event = NewEvent::state(session.user.clone(), event_type, request.state_key, content);
         let sent = super::membership::send_remote_invite(&server, request.room_id, event);
         return Ok(send_state_event::v3::Response::new(sent.await?));
+    }
+    if event_type == TimelineEventType::RoomMember
+        && <&UserId>::try_from(&*request.state_key)
+            .is_ok_and(|user| !server.accounts.is_local(user))
+    {
+        let room = super::known_room(&server, &request.room_id)?;
+        super::all_members(&server, room).await?;
     }
     if event_type == TimelineEventType::RoomCanonicalAlias && request.state_key.is_empty() {
         check_canonical_alias(&server, &request.room_id, content.clone()).await?;
@@ -93,6 +100,7 @@ async fn get_state_events(
     request: get_state_events::v3::Request,
 ) -> Result<RawJson, Error> {
     let reader = Reader::new(&server, session, request.room_id)?;
+    reader.all_members(&server).await?;
     let read = move |snapshot: &Snapshot| -> Result<_, Error> {
         let root = reader
             .sight(snapshot)?
@@ -113,6 +121,10 @@ async fn get_state_event_for_key(
     request: get_state_event_for_key::v3::Request,
 ) -> Result<RawJson, Error> {
     let reader = Reader::new(&server, session, request.room_id)?;
+    let is_member = request.event_type == StateEventType::RoomMember;
+    if is_member && !reader.is_user(&request.state_key) {
+        reader.all_members(&server).await?;
+    }
     let read = move |snapshot: &Snapshot| -> Result<_, Error> {
         let mut sight = reader.sight(snapshot)?;
         let root = sight.state().ok_or_else(super::not_in_room)?;

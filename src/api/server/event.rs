@@ -14,7 +14,7 @@ use ruma::{
 use super::{
     read_room, read_room_at,
     states::{self, Part},
-    write_list, write_transaction,
+    whole_room, write_list, write_transaction,
 };
 use crate::{
     api::{
@@ -74,6 +74,7 @@ async fn get_room_state(
     origin: Origin,
     request: get_room_state::v1::Request,
 ) -> Result<StreamedJson, Error> {
+    whole_room(&server, &origin, &request.room_id).await?;
     let event_id = request.event_id;
     let at = vec![event_id.clone()];
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {
@@ -96,6 +97,7 @@ async fn get_room_state_ids(
     origin: Origin,
     request: get_room_state_ids::v1::Request,
 ) -> Result<get_room_state_ids::v1::Response, Error> {
+    whole_room(&server, &origin, &request.room_id).await?;
     let event_id = request.event_id;
     let at = vec![event_id.clone()];
     let read = move |rooms: &Rooms, snapshot: &Snapshot, room, _: &_| -> Result<_, Error> {

@@ -30,10 +30,10 @@ const CHUNK: usize = 4_000;
 
 /// What the answer must be about.
 #[derive(Clone, Debug)]
-pub(super) struct Expected {
-    pub(super) server: OwnedServerName,
-    pub(super) room_id: OwnedRoomId,
-    pub(super) rules: &'static RoomVersionRules,
+pub(in crate::federation) struct Expected {
+    pub(in crate::federation) server: OwnedServerName,
+    pub(in crate::federation) room_id: OwnedRoomId,
+    pub(in crate::federation) rules: &'static RoomVersionRules,
 }
 
 /// A verified answer. Which of the events the rules allow is not known yet.
@@ -42,16 +42,23 @@ pub(super) struct Answer {
     pub(super) join: Verified,
     pub(super) state: Vec<Verified>,
     pub(super) auth_chain: Vec<Verified>,
+    /// Memberships were left out of the state: the servers in the room.
+    pub(super) partial: Option<Vec<OwnedServerName>>,
 }
 
+/// The answer to `send_join`, or to `state`.
 #[derive(Deserialize)]
 struct Body<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, alias = "pdus")]
     state: Vec<&'a RawValue>,
     #[serde(borrow)]
     auth_chain: Vec<&'a RawValue>,
     #[serde(borrow, default)]
     event: Option<&'a RawValue>,
+    #[serde(default)]
+    members_omitted: bool,
+    #[serde(default)]
+    servers_in_room: Option<Vec<String>>,
 }
 
 /// The texts of events, as parts of the body.
@@ -59,6 +66,7 @@ struct Texts {
     state: Vec<Bytes>,
     auth_chain: Vec<Bytes>,
     event: Option<Bytes>,
+    partial: Option<Vec<OwnedServerName>>,
 }
 
 /// Checks everything of an answer that needs no state.
@@ -76,8 +84,9 @@ pub(super) async fn check(
         texts.map_err(|error| MembershipError::bad_answer(&expected.server, error.to_string()))?;
     let join = countersigned(federation, expected, join, texts.event).await?;
     let mut seen = HashSet::new();
-    let state = verified(federation, expected, texts.state, &mut seen).await;
-    let auth_chain = verified(federation, expected, texts.auth_chain, &mut seen).await;
+    let mut is_new = |id: &OwnedEventId| seen.insert(id.clone());
+    let state = verified(federation, expected, texts.state, &mut is_new).await;
+    let auth_chain = verified(federation, expected, texts.auth_chain, &mut is_new).await;
     let mut keys = BTreeSet::new();
     for event in &state {
         let key = event.state_key.as_deref().unwrap_or_default();
@@ -90,13 +99,39 @@ pub(super) async fn check(
         join,
         state,
         auth_chain,
+        partial: texts.partial.map(|mut servers| {
+            // Who lets us in is in the room, whatever else is told.
+            if !servers.contains(&expected.server) {
+                servers.insert(0, expected.server.clone());
+            }
+            servers
+        }),
     })
+}
+
+/// The events of an answer to `state` that are wanted, each once, verified as those of an answer to `send_join`.
+pub(in crate::federation) async fn wanted(
+    federation: &Federation,
+    expected: &Expected,
+    body: Bytes,
+    mut wanted: HashSet<OwnedEventId>,
+) -> Result<Vec<Verified>, MembershipError> {
+    let texts = on_blocking_pool(move || texts(&body)).await;
+    let texts =
+        texts.map_err(|error| MembershipError::bad_answer(&expected.server, error.to_string()))?;
+    let mut is_wanted = |id: &OwnedEventId| wanted.remove(id);
+    let mut events = verified(federation, expected, texts.auth_chain, &mut is_wanted).await;
+    events.extend(verified(federation, expected, texts.state, &mut is_wanted).await);
+    Ok(events)
 }
 
 fn texts(body: &Bytes) -> Result<Texts, serde_json::Error> {
     let read: Body<'_> = serde_json::from_slice(body)?;
     let part = |text: &RawValue| body.slice_ref(text.get().as_bytes());
+    let servers = read.servers_in_room.unwrap_or_default().into_iter();
+    let servers = servers.filter_map(|server| OwnedServerName::try_from(server).ok());
     Ok(Texts {
+        partial: read.members_omitted.then(|| servers.collect()),
         state: read.state.into_iter().map(part).collect(),
         auth_chain: read.auth_chain.into_iter().map(part).collect(),
         event: read.event.map(part),
@@ -128,12 +163,12 @@ async fn countersigned(
     })
 }
 
-/// The events that are of the room and signed as they should be, each once.
+/// The events that are of the room, taken, and signed as they should be.
 async fn verified(
     federation: &Federation,
     expected: &Expected,
     texts: Vec<Bytes>,
-    seen: &mut HashSet<OwnedEventId>,
+    takes: &mut (impl FnMut(&OwnedEventId) -> bool + Send),
 ) -> Vec<Verified> {
     let rules = expected.rules;
     let mut all = Vec::with_capacity(texts.len());
@@ -142,7 +177,7 @@ async fn verified(
         let chunk: Vec<Bytes> = texts.by_ref().take(CHUNK).collect();
         let room_id = expected.room_id.clone();
         let mut parsed = on_blocking_pool(move || parsed(&chunk, &room_id, rules)).await;
-        parsed.retain(|event| seen.insert(event.event_id.clone()));
+        parsed.retain(|event| takes(&event.event_id));
         let ids: Vec<_> = parsed.iter().map(|event| event.event_id.clone()).collect();
         let checked = federation.keys().verify_pdus(rules, parsed).await;
         for (event_id, event) in ids.into_iter().zip(checked) {

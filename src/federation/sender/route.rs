@@ -26,8 +26,8 @@ pub(super) struct Routes {
     rooms: Mutex<LruCache<RoomNumber, Route>>,
 }
 
-/// The servers of a room, and the memberships by which they are in it.
-type Route = (NodeNumber, Arc<[ServerNumber]>);
+/// The servers of a room, and the memberships by which they are in it; whether others were told of besides.
+type Route = ((NodeNumber, bool), Arc<[ServerNumber]>);
 
 impl Default for Routes {
     fn default() -> Self {
@@ -85,9 +85,10 @@ impl Federation {
     ) -> Result<Arc<[ServerNumber]>, Error> {
         let rooms = &self.inner.rooms;
         let members = rooms.root(snapshot, room, root)?.members;
+        let known_by = (members, rooms.is_partial(room));
         let routes = &self.inner.sender.routes.rooms;
         if let Some((known, servers)) = lock(routes).get(&room)
-            && *known == members
+            && *known == known_by
         {
             return Ok(Arc::clone(servers));
         }
@@ -95,7 +96,7 @@ impl Federation {
         let names = names.iter().filter(|server| self.is_allowed(server));
         let servers: Arc<[ServerNumber]> =
             names.map(|server| rooms.server_number(server)).collect();
-        lock(routes).put(room, (members, Arc::clone(&servers)));
+        lock(routes).put(room, (known_by, Arc::clone(&servers)));
         Ok(servers)
     }
 

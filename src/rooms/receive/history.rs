@@ -17,7 +17,7 @@ use crate::{
         gaps::{self, Gap, GapRow, PARTED},
         head::{self, Head},
         membership::{self, MembershipChange},
-        redact, relations,
+        partial, redact, relations,
         state::{self, Source},
         stubs, timeline,
         writer::place::{self, Basis, Ends, Prepared, Was},
@@ -239,7 +239,7 @@ impl RoomWriter {
 }
 
 /// Moves the head on to what the room is now.
-fn move_on(
+pub(in crate::rooms) fn move_on(
     rooms: &Rooms,
     head: &mut Head,
     batches: &mut Vec<Batch>,
@@ -304,6 +304,8 @@ fn open(batches: &mut Vec<Batch>) -> &mut Batch {
 
 fn insert(batch: &mut Batch, room: RoomNumber, past: &Prepared) {
     event::insert_past(batch, room, &past.event, &past.id);
+    let noted = past.turn.as_ref().and_then(|turn| turn.noted);
+    partial::note(batch, room, &past.event, noted);
     timeline::insert_past(batch, room, &past.event);
     if let Some(state) = &past.state {
         state::insert(batch, room, state, &past.id);

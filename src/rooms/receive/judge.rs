@@ -2,6 +2,7 @@
 //!
 //! Nothing here changes anything, so it can run again when a row turns out not to be in memory.
 
+mod again;
 mod settling;
 
 use std::{collections::BTreeSet, sync::Arc};
@@ -12,15 +13,17 @@ use ruma::{
 };
 use smallvec::SmallVec;
 
+pub(in crate::rooms) use self::again::{Again, again};
 use self::settling::Settling;
 use super::{Intake, refused, told};
 use crate::{
-    events::{AuthError, EventNumber, Pdu, auth, extremities},
+    events::{AuthError, EventNumber, Pdu, RootNumber, auth, extremities},
     rooms::{
         Error, StoredEvent,
         draft::Draft,
         event::{EventKey, flag},
         head::Head,
+        partial::{self, Noted},
         resolution::{self, create_event_id},
         state::Source,
         writer::place::{self, Basis, Current, Numbers, Prepared, Site},
@@ -37,6 +40,8 @@ pub(in crate::rooms) struct Arrival {
     pub(super) intake: Intake,
     /// The state before it, where previous events are missing.
     pub(super) told: Option<Vec<OwnedEventId>>,
+    /// Memberships were left out of that: with it a room becomes partial.
+    pub(in crate::rooms) lacks_members: bool,
     pub(in crate::rooms) place: Place,
 }
 
@@ -208,15 +213,28 @@ impl<'a> Court<'a> {
                 }
             };
         }
+        let (mut basis, told) = self.basis(&prevs)?;
+        let lacks_members = self.arrival.lacks_members && told.is_some();
+        let is_partial = self.is_partial(&prevs, lacks_members)?;
+        if is_partial {
+            let cited = auth_events.iter().map(|event| &**event);
+            basis = partial::filled(self.source, self.draft, basis, cited)?;
+        }
         let site = Site {
             head: self.head,
             source: self.source,
-            basis: self.basis(&prevs)?,
+            basis,
             next: self.draft.counters(),
         };
-        let (flags, error) = self.check(&site, independent, &auth_events)?.unzip();
-        let failure = (flags.unwrap_or_default(), error);
-        self.settle(site, (&auth_events, &prevs), failure)
+        let (flags, error) = self
+            .check(&site, independent, &auth_events, is_partial)?
+            .unzip();
+        let mut flags = flags.unwrap_or_default();
+        let noted = is_partial.then(|| Noted::new(told, lacks_members));
+        if is_partial {
+            flags |= flag::STATE_PARTIAL;
+        }
+        self.settle(site, (&auth_events, &prevs), (flags, error), noted)
     }
 
     /// A room begins once: a create event is only taken as the end of its history.
@@ -311,15 +329,22 @@ impl<'a> Court<'a> {
         Ok(event.filter(|event| !event.meta.has(flag::OUTLIER)))
     }
 
-    /// The state before the event.
-    fn basis(&self, prevs: &Prevs) -> Result<Basis, Error> {
+    /// Whether memberships are missing in what is known of the state before the event.
+    fn is_partial(&self, prevs: &Prevs, lacks_members: bool) -> Result<bool, Error> {
+        Ok(lacks_members
+            || (self.head.row.partial
+                && partial::any_partial(self.source, prevs.known.iter().copied())?))
+    }
+
+    /// The state before the event, and the part of it that another server has told.
+    fn basis(&self, prevs: &Prevs) -> Result<(Basis, Option<RootNumber>), Error> {
         let ends = &self.head.extremities;
         let is_end = |prev| ends.iter().any(|(end, _)| end == prev);
         if prevs.missing.is_empty()
             && prevs.known.len() == ends.len()
             && prevs.known.iter().all(is_end)
         {
-            return Ok(Basis::current(self.head));
+            return Ok((Basis::current(self.head), None));
         }
         let (head, source, draft) = (self.head, self.source, self.draft);
         let told = self
@@ -328,7 +353,7 @@ impl<'a> Court<'a> {
             .as_ref()
             .filter(|_| !prevs.missing.is_empty());
         let Some(told) = told else {
-            return Basis::after(head, source, draft, &prevs.known);
+            return Ok((Basis::after(head, source, draft, &prevs.known)?, None));
         };
         let like = (head.row.root, head.root);
         let root = told::root(head, source, draft, (like, told))?;
@@ -336,7 +361,8 @@ impl<'a> Court<'a> {
         for prev in &prevs.known {
             roots.push(place::event(source, *prev)?.meta.root_after);
         }
-        Ok(resolution::resolve(head, source, draft, &roots)?.into())
+        let resolved = resolution::resolve(head, source, draft, &roots)?;
+        Ok((resolved.into(), Some(root.0)))
     }
 
     /// The rules that need no state.
@@ -440,6 +466,7 @@ impl<'a> Court<'a> {
         site: &Site<'_>,
         independent: Result<(), AuthError>,
         auth_events: &AuthEvents,
+        is_partial: bool,
     ) -> Result<Failure, Error> {
         // What was numbered as a state event stays one.
         let is_numbered = self
@@ -465,7 +492,11 @@ impl<'a> Court<'a> {
         if let Err(error) = self.check_at(&site.basis, &looked)? {
             return Ok(Some((flag::REJECTED_BY_STATE, error)));
         }
-        if self.arrival.place == Place::Live && !site.basis.is_current(self.head) {
+        // What is known of the current state of a partial room may lack the sender.
+        if self.arrival.place == Place::Live
+            && !self.head.row.partial
+            && !site.basis.is_current(self.head)
+        {
             let now = Site {
                 basis: Basis::current(self.head),
                 ..*site
@@ -496,7 +527,7 @@ impl<'a> Court<'a> {
             basis: Basis::default(),
             next: self.draft.counters(),
         };
-        self.settle(site, (auth_events, &Prevs::default()), failure)
+        self.settle(site, (auth_events, &Prevs::default()), failure, None)
     }
 
     /// Puts an event in its place.
@@ -505,8 +536,10 @@ impl<'a> Court<'a> {
         mut site: Site<'_>,
         (auth_events, prevs): (&AuthEvents, &Prevs),
         (flags, error): (u32, Option<AuthError>),
+        noted: Option<Noted>,
     ) -> Result<Verdict, Error> {
         let mut settling = Settling::new(self, &mut site, flags);
+        settling.note(noted);
         settling.prevs(prevs)?;
         settling.cite(auth_events);
         settling.redact()?;

@@ -24,7 +24,7 @@ type Told = BTreeMap<StateKeyNumber, (StateNumber, Arc<StoredEvent>)>;
 ///
 /// # Errors
 /// [`Error::Invalid`] if an event is not known.
-pub(super) fn root(
+pub(in crate::rooms) fn root(
     head: &Head,
     source: &Source<'_>,
     draft: &Draft,

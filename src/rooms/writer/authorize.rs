@@ -24,7 +24,7 @@ use crate::rooms::{
     draft::{Counters, Draft},
     event::{self, EventKey, EventMeta, flag},
     head::Head,
-    milliseconds,
+    milliseconds, partial,
     redact::{self, Redacted},
     relations,
     state::{Source, StateKey, state_key},
@@ -160,6 +160,9 @@ fn send(
     let id = EventKey::of(&pdu.event_id);
     let mut meta = meta(rooms, site, &pdu, numbers, &gathered);
     meta.prev_events = cited.iter().map(|(number, _)| *number).collect();
+    if head.row.partial && partial::any_partial(source, meta.prev_events.iter().copied())? {
+        meta.flags |= flag::STATE_PARTIAL;
+    }
     let mut next = site.next;
     let number = EventNumber(next.event);
     next.event = next.event.checked_add(1).ok_or(Error::Full)?;

@@ -16,6 +16,7 @@ use crate::rooms::{
     gaps::GapRow,
     head::Head,
     membership::{MembershipChange, class_of},
+    partial::Noted,
     redact::Redacted,
     resolution::{self, Root},
     state::{GraphRow, RootRow, Source, StateKey, StateRows},
@@ -62,6 +63,8 @@ pub(in crate::rooms) struct Turn {
     pub(in crate::rooms) gap: Option<GapRow>,
     /// With it this server comes to the room: what was before it is given up.
     pub(in crate::rooms) takes_up: bool,
+    /// It is to be judged again when the room is partial no more.
+    pub(in crate::rooms) noted: Option<Noted>,
 }
 
 /// What was known of an event before it came.

@@ -112,6 +112,9 @@ impl Head {
         if turn.takes_up {
             self.row.taken_up = event.meta.index;
         }
+        if turn.noted.is_some_and(|noted| noted.lacks_members) {
+            self.row.partial = true;
+        }
         if let Some(ends) = &turn.ends {
             let meta = &event.meta;
             let shown = match meta.is_visible() {

@@ -13,6 +13,7 @@ use crate::{
         draft::Counters,
         event::{self, EventKey, EventMeta, flag},
         gaps::{GAP_WIDTH, GapRow},
+        partial::Noted,
         redact::{self, Redacted},
         relations,
         resolution::key_of,
@@ -108,6 +109,11 @@ impl<'a> Settling<'a> {
             redaction: None,
             next,
         }
+    }
+
+    /// What is needed to judge the event again.
+    pub(super) fn note(&mut self, noted: Option<Noted>) {
+        self.turn.noted = noted;
     }
 
     fn source(&self) -> &'a Source<'a> {

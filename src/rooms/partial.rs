@@ -1,0 +1,330 @@
+//! Rooms of whose state the memberships are not known yet.
+//!
+//! A server that lets us into a room may leave the memberships out of what it answers, so that the room can be used at once
+//! (the faster join). Until the whole state has been fetched the room is *partial*. What comes meanwhile is judged by what
+//! is known, to which an event's own auth events add the memberships that it claims; it is noted here, and judged again
+//! ([`recheck`]) when the whole state is there. Of who is in the room nothing is told before that: who asks waits.
+//! engine.md section 7.
+
+mod recheck;
+
+use std::time::Duration;
+
+use ruma::{OwnedEventId, OwnedServerName};
+
+pub use self::recheck::Recheck;
+pub(in crate::rooms) use self::recheck::ends_of;
+use super::{
+    Error, RoomNumber, RoomWriter, Rooms, ServerNumber, StoredEvent, TypeNumber,
+    draft::{Change, Draft, Entry},
+    event::flag,
+    receive::told,
+    resolution::key_of,
+    state::{self, Source},
+    writer::place::Basis,
+};
+use crate::{
+    events::{EventNumber, RootNumber, trie},
+    storage::{
+        Batch, Cbor, Family, Order, Position, PositionAt, Snapshot, Table, Topic,
+    },
+};
+
+/// Events that are to be judged again.
+static NOTED: Table<(RoomNumber, EventNumber), Cbor<Noted>> =
+    Table::new("partial_events", Family::RoomHeads, b'k');
+/// The servers of a partial room, as the one said that let us in.
+static SERVERS: Table<(RoomNumber, ServerNumber), ()> =
+    Table::new("partial_servers", Family::RoomHeads, b's');
+/// When a room was partial the last time.
+static COMPLETED: Table<(RoomNumber,), Position> =
+    Table::new("completed_rooms", Family::RoomHeads, b'z');
+
+/// Servers of a room that are kept: more than any room has.
+const MAX_SERVERS: usize = 20_000;
+/// A batch is closed above this, in bytes.
+const BATCH_BYTES: usize = 500_000;
+
+/// What is needed to judge an event again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(in crate::rooms) struct Noted {
+    /// The state that another server told, where previous events were missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::rooms) told: Option<RootNumber>,
+    /// Memberships were left out of that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(in crate::rooms) lacks_members: bool,
+}
+
+impl Noted {
+    pub(in crate::rooms) fn new(told: Option<RootNumber>, lacks_members: bool) -> Self {
+        Self {
+            told,
+            lacks_members,
+        }
+    }
+}
+
+/// Notes an event that is to be judged again.
+pub(in crate::rooms) fn note(
+    batch: &mut Batch,
+    room: RoomNumber,
+    event: &StoredEvent,
+    noted: Option<Noted>,
+) {
+    if event.meta.has(flag::STATE_PARTIAL) {
+        let row = Cbor(noted.unwrap_or_default());
+        batch.put(&NOTED, &(room, event.number), &row);
+    }
+}
+
+/// Whether what is known of the state after any of these events lacks memberships.
+pub(in crate::rooms) fn any_partial(
+    source: &Source<'_>,
+    events: impl IntoIterator<Item = EventNumber>,
+) -> Result<bool, Error> {
+    for number in events {
+        let event = source.event(number)?;
+        if event.is_some_and(|event| event.meta.has(flag::STATE_PARTIAL)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A state that lacks memberships, with those that an event cites. What the state does say of a user counts.
+pub(in crate::rooms) fn filled<'a>(
+    source: &Source<'_>,
+    draft: &Draft,
+    basis: Basis,
+    cited: impl IntoIterator<Item = &'a StoredEvent>,
+) -> Result<Basis, Error> {
+    let mut changes = Vec::new();
+    for event in cited {
+        let (TypeNumber::MEMBER, Some(state), false) =
+            (event.meta.event_type, event.meta.state, event.meta.is_rejected())
+        else {
+            continue;
+        };
+        let Some(key) = key_of(event.meta.event_type, &event.pdu) else {
+            continue;
+        };
+        let Some(number) = source.key_number(&key)? else {
+            continue;
+        };
+        if trie::get(source, basis.row.members, number)?.is_none() {
+            let entry = Entry::of(source.rooms, event.meta.event_type, &event.pdu);
+            changes.push(Change {
+                key: number,
+                is_member: true,
+                before: None,
+                after: Some((state, entry)),
+            });
+        }
+    }
+    if changes.is_empty() {
+        return Ok(basis);
+    }
+    let row = draft.changed(source, basis.row, &changes)?;
+    Ok((draft.add_root(row), row).into())
+}
+
+/// An event before which the whole state is to be fetched.
+#[derive(Clone, Debug)]
+pub struct Lacking {
+    pub event: EventNumber,
+    pub event_id: OwnedEventId,
+    pub prev_events: Vec<OwnedEventId>,
+}
+
+impl Rooms {
+    /// Whether memberships of a room are still to be fetched.
+    pub fn is_partial(&self, room: RoomNumber) -> bool {
+        self.published(room).is_some_and(|room| room.head.partial)
+    }
+
+    /// All rooms of which memberships are still to be fetched.
+    pub fn partial_rooms(&self) -> Vec<RoomNumber> {
+        let mut rooms = self.all();
+        rooms.retain(|room| self.is_partial(*room));
+        rooms.sort_unstable();
+        rooms
+    }
+
+    /// Waits until all memberships of a room are known. False if that takes longer than `timeout`.
+    pub async fn completed(&self, room: RoomNumber, timeout: Duration) -> bool {
+        let deadline = tokio::time::Instant::now() + timeout;
+        loop {
+            let tick = self.store.tick();
+            if !self.is_partial(room) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.store.wait(&[Topic::Room(room.0)], tick, left).await;
+        }
+    }
+
+    /// Whether the memberships of a room became known after `since`: who knows less of the room has to be told all of it.
+    pub fn was_completed_since(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        since: Position,
+    ) -> Result<bool, Error> {
+        // Most rooms never were partial.
+        if !self.published(room).is_some_and(|room| room.head.was_partial) {
+            return Ok(false);
+        }
+        let completed = snapshot.get(&COMPLETED, &(room,))?;
+        Ok(completed.is_some_and(|completed| completed > since))
+    }
+
+    /// The servers of a partial room, as the one said that let us in; none of any other room.
+    pub(super) fn told_servers(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+    ) -> Result<Vec<OwnedServerName>, Error> {
+        if !self.is_partial(room) {
+            return Ok(Vec::new());
+        }
+        let mut servers = Vec::new();
+        for row in snapshot.scan(SERVERS.prefix(&(room,)), Order::Forward) {
+            let ((_, server), ()) = row?;
+            servers.extend(self.server_name(server));
+        }
+        Ok(servers)
+    }
+
+    /// Whether a server is one of [`Self::told_servers`].
+    pub fn is_told_server(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        server: ServerNumber,
+    ) -> Result<bool, Error> {
+        Ok(self.is_partial(room) && snapshot.has(&SERVERS, &(room, server))?)
+    }
+
+    /// Keeps the servers of a room that is about to become partial, or is so already.
+    pub(super) fn keep_told_servers(&self, room: RoomNumber, servers: &[OwnedServerName]) {
+        let mut batch = Batch::new();
+        if !self.is_partial(room) {
+            batch.delete_range(SERVERS.prefix(&(room,)));
+        }
+        for server in servers.iter().take(MAX_SERVERS) {
+            if server != self.own_name() {
+                batch.put(&SERVERS, &(room, self.server_number(server)), &());
+            }
+        }
+        drop(self.store.submit(batch));
+    }
+
+    /// The events before which the whole state of a partial room is to be fetched: the joins with which this server came.
+    pub fn lacking(&self, snapshot: &Snapshot, room: RoomNumber) -> Result<Vec<Lacking>, Error> {
+        let mut lacking = Vec::new();
+        for (number, noted) in noted(snapshot, room)? {
+            if !noted.lacks_members {
+                continue;
+            }
+            let event = self.event(snapshot, room, number)?;
+            let event = event.ok_or_else(|| Error::corrupt("partial_events", "no event"))?;
+            lacking.push(Lacking {
+                event: number,
+                event_id: event.pdu.event_id.clone(),
+                prev_events: event.pdu.prev_events.clone(),
+            });
+        }
+        Ok(lacking)
+    }
+}
+
+/// The events of a room that are to be judged again.
+pub(in crate::rooms) fn noted(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+) -> Result<Vec<(EventNumber, Noted)>, Error> {
+    let rows = snapshot.scan(NOTED.prefix(&(room,)), Order::Forward);
+    rows.map(|row| Ok(row.map(|((_, event), Cbor(noted))| (event, noted))?))
+        .collect()
+}
+
+/// Notes that all memberships of a room are known from the position of the batch on.
+fn complete(batch: &mut Batch, room: RoomNumber) {
+    batch.delete_range(SERVERS.prefix(&(room,)));
+    batch.put_stamped(
+        &COMPLETED,
+        &(room,),
+        &Position::default(),
+        PositionAt::Value(0),
+    );
+    batch.wake(Topic::Room(room.0));
+}
+
+impl RoomWriter {
+    /// Keeps the whole state before an event of [`Rooms::lacking`], all of whose events must be known. Waits until it is durable.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if an event of the state is not known.
+    pub async fn keep_whole_state(
+        &mut self,
+        event: EventNumber,
+        state: Vec<OwnedEventId>,
+    ) -> Result<(), Error> {
+        self.settled().await?;
+        let room = self.room();
+        let (root, made, next) = self
+            .with_source(move |head, source| {
+                let draft = Draft::new(head);
+                let source = source.with_draft(&draft);
+                let row = source.snapshot()?.get(&NOTED, &(room, event))?;
+                let like = row.and_then(|Cbor(noted)| noted.told).unwrap_or_default();
+                let like = (like, source.root(like)?);
+                let (root, _) = told::root(head, &source, &draft, (like, &state))?;
+                let (made, next) = draft.into_made();
+                Ok((root, made, next))
+            })
+            .await?;
+        let mut batches = vec![Batch::new()];
+        for (number, node) in &made.nodes {
+            state::insert_node(open(&mut batches), room, *number, node);
+        }
+        for (number, row) in &made.roots {
+            state::insert_root(open(&mut batches), room, *number, row);
+        }
+        let whole = Noted::new(Some(root), false);
+        open(&mut batches).put(&NOTED, &(room, event), &Cbor(whole));
+        let rooms = self.rooms().clone();
+        let head = self.head_mut();
+        next.write(&mut head.row);
+        head.remember_made(made);
+        if let Some(last) = batches.last_mut() {
+            super::head::insert(last, room, &head.row);
+            rooms.publish_head(last, room, head.row.clone(), Vec::new());
+        }
+        self.submit_and_wait(batches).await
+    }
+
+    async fn submit_and_wait(&mut self, mut batches: Vec<Batch>) -> Result<(), Error> {
+        for batch in &mut batches {
+            self.head_mut().count(batch);
+        }
+        for commit in self.submit_all(batches) {
+            commit.await?;
+        }
+        self.head_mut().settle();
+        Ok(())
+    }
+}
+
+/// The batch that is written to.
+fn open(batches: &mut Vec<Batch>) -> &mut Batch {
+    if batches.last().is_none_or(|last| last.bytes() > BATCH_BYTES) {
+        batches.push(Batch::new());
+    }
+    batches.last_mut().expect("one was just added")
+}
