@@ -53,7 +53,7 @@ impl Default for Config {
             trusted_key_servers: Vec::new(),
             queue_max_age: Period::from_secs(24 * 60 * 60),
             backoff_max: Period::from_secs(6 * 60 * 60),
-            partial_joins: false,
+            partial_joins: true,
         }
     }
 }

@@ -64,17 +64,29 @@ impl Federation {
         let through = self.join_through_any(user, &room_id, candidates, extra.clone());
         let joined = Box::pin(through).await;
         match joined {
-            Err(error)
-                if error.may_try_another()
-                    && self.inner.rooms.residence(&room_id) == Residence::Deserted =>
-            {
-                // Nobody else has the room, so it is this server's to open again.
+            Err(error) if error.may_try_another() && self.is_ours_to_join(&room_id) => {
+                // Nobody else has the room, so it is this server's to open again; or nobody else can be reached.
                 match self.inner.rooms.join(user, &room_id, extra).await {
                     Ok(()) => Ok(()),
                     Err(_refused) => Err(error),
                 }
             }
             joined => joined,
+        }
+    }
+
+    fn is_partial(&self, room_id: &RoomId) -> bool {
+        let rooms = &self.inner.rooms;
+        let room = rooms.number(room_id);
+        room.is_some_and(|room| rooms.is_partial(room))
+    }
+
+    /// Whether a room may be joined without others, who did not help.
+    fn is_ours_to_join(&self, room_id: &RoomId) -> bool {
+        match self.inner.rooms.residence(room_id) {
+            Residence::Deserted => true,
+            Residence::Resident => self.is_partial(room_id),
+            Residence::Away => false,
         }
     }
 
@@ -88,6 +100,8 @@ impl Federation {
     ) -> Result<bool, MembershipError> {
         let rooms = &self.inner.rooms;
         match rooms.residence(room_id) {
+            // Others know whether the user may join, and this server not yet.
+            Residence::Resident if self.is_partial(room_id) => return Ok(false),
             Residence::Resident => {}
             Residence::Deserted => {
                 let is_invited = self.outside(user, room_id).await?.is_some();
@@ -195,7 +209,8 @@ impl Federation {
         let _permit = self.inner.joining.acquire().await;
         // In a room that this server is in already all of the state is better than a part of it.
         let is_here = self.inner.rooms.residence(draft.room_id) == Residence::Resident;
-        let omits_members = self.inner.config.partial_joins && !is_here;
+        let omits_members = self.inner.config.partial_joins
+            && (!is_here || self.is_partial(draft.room_id));
         let body = self
             .send_join(server, draft.room_id, &join, omits_members)
             .await?;
@@ -228,7 +243,10 @@ impl Federation {
                 Ok(())
             }
             // The state does not allow the join that its server allowed, or is none: another may have the truth.
-            Err(error @ (rooms::Error::NotAllowed(_) | rooms::Error::Invalid(_))) => {
+            Err(error @ rooms::Error::NotAllowed(_)) => {
+                Err(MembershipError::Forbidden(error.to_string().into()))
+            }
+            Err(error @ rooms::Error::Invalid(_)) => {
                 Err(MembershipError::bad_answer(server, error.to_string()))
             }
             Err(error) => Err(error.into()),

@@ -129,6 +129,9 @@ impl Federation {
         room_id: &OwnedRoomId,
         extra: Extra,
     ) -> Result<(), MembershipError> {
+        if self.has_left(user, room_id).await? {
+            return Ok(());
+        }
         let servers = self.others_in(room_id).await?;
         match self
             .tell_leave(user, room_id, &servers, extra.clone())
@@ -143,6 +146,23 @@ impl Federation {
                     .await
             }
         }
+    }
+
+    /// Whether a user has left a room that this server was in.
+    async fn has_left(&self, user: &UserId, room_id: &RoomId) -> Result<bool, MembershipError> {
+        let Ok(room) = self.inner.rooms.resident(room_id) else {
+            return Ok(false);
+        };
+        let (rooms, accounts) = (self.inner.rooms.clone(), self.inner.accounts.clone());
+        let user = user.to_owned();
+        let read = move |snapshot: &Snapshot| -> Result<_, MembershipError> {
+            let entry = match accounts.user_number(snapshot, &user)? {
+                Some(user) => rooms.user_room(snapshot, user, room)?,
+                None => None,
+            };
+            Ok(entry.is_some_and(|entry| entry.class == Class::Leave))
+        };
+        self.inner.store.read(read).await
     }
 
     async fn leave_alone(

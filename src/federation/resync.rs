@@ -50,7 +50,7 @@ const FEW_EVENTS: usize = 10;
 /// Servers that are asked in one round.
 const MAX_SERVERS: usize = 20;
 /// The wait after a round in which nobody told the state, doubled with each.
-const FIRST_WAIT: Duration = Duration::from_secs(5);
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// The workers.

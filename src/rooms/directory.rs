@@ -68,19 +68,20 @@ impl Rooms {
     /// Lists a room, or takes it off the list.
     ///
     /// # Errors
-    /// [`Error::Forbidden`] unless the user is in the room and may name it.
+    /// [`Error::Forbidden`] unless the user is in the room and may name it, or administers the server.
     pub async fn set_published(
         &self,
         room: RoomNumber,
-        user: &UserId,
+        (user, is_admin): (&UserId, bool),
         listed: Listed,
     ) -> Result<(), Error> {
         let mut writer = self.write(room).await?;
-        let may = writer.membership(user).await? == Some(Class::Join)
-            && writer
-                .power_levels()
-                .await?
-                .may_send_state(user, &TimelineEventType::RoomCanonicalAlias);
+        let may = is_admin
+            || (writer.membership(user).await? == Some(Class::Join)
+                && writer
+                    .power_levels()
+                    .await?
+                    .may_send_state(user, &TimelineEventType::RoomCanonicalAlias));
         if !may {
             return Err(Error::Forbidden("you may not list this room".into()));
         }

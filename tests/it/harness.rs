@@ -96,9 +96,13 @@ impl TestServer {
 
     /// A server with more settings, written as with `-o`.
     pub async fn start_with(settings: &[&str]) -> Self {
-        let clock = Clock::system();
-        let store = Store::memory_with(clock.clone());
-        let server = Server::build(config(settings), clock, store)
+        let store = Store::memory_with(Clock::system());
+        Self::start_on(store, settings).await
+    }
+
+    /// As [`TestServer::start_with`], on a store that may hold something.
+    pub async fn start_on(store: Store, settings: &[&str]) -> Self {
+        let server = Server::build(config(settings), Clock::system(), store)
             .await
             .expect("the parts can be built");
         let running = run::start(server).expect("the server starts");

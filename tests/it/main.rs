@@ -16,6 +16,7 @@ mod directory;
 mod faults;
 mod federation_keys;
 mod federation_members;
+mod federation_partial_join;
 mod federation_policy;
 mod federation_reading;
 mod federation_sending;

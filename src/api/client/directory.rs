@@ -74,7 +74,7 @@ async fn set_room_visibility(
     };
     server
         .rooms
-        .set_published(room, &session.user, listed)
+        .set_published(room, (&session.user, session.is_admin), listed)
         .await?;
     Ok(set_room_visibility::v3::Response::new())
 }

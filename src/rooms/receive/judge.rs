@@ -226,9 +226,7 @@ impl<'a> Court<'a> {
             basis,
             next: self.draft.counters(),
         };
-        let (flags, error) = self
-            .check(&site, independent, &auth_events, is_partial)?
-            .unzip();
+        let (flags, error) = self.check(&site, independent, &auth_events)?.unzip();
         let mut flags = flags.unwrap_or_default();
         let noted = is_partial.then(|| Noted::new(told, lacks_members));
         if is_partial {
@@ -466,7 +464,6 @@ impl<'a> Court<'a> {
         site: &Site<'_>,
         independent: Result<(), AuthError>,
         auth_events: &AuthEvents,
-        is_partial: bool,
     ) -> Result<Failure, Error> {
         // What was numbered as a state event stays one.
         let is_numbered = self

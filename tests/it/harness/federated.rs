@@ -14,6 +14,8 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
+use hearth::storage::Store;
+
 use super::TestServer;
 
 /// Loopback addresses of one process before the port changes.
@@ -115,6 +117,13 @@ impl TestServer {
         let own = federation_settings(address);
         let own: Vec<&str> = own.iter().map(String::as_str).collect();
         Self::start_with(&[&own, settings].concat()).await
+    }
+
+    /// As [`TestServer::federating_at`], on a store that may hold something.
+    pub async fn federating_on(address: SocketAddr, store: Store) -> Self {
+        let own = federation_settings(address);
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        Self::start_on(store, &own).await
     }
 }
 

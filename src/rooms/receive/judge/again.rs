@@ -77,7 +77,7 @@ impl Court<'_> {
             next: self.draft.counters(),
         };
         let independent = self.check_independent(&auth_events)?;
-        let failure = self.check(&site, independent, &auth_events, false)?;
+        let failure = self.check(&site, independent, &auth_events)?;
         let failed = failure.map(|(flag, _)| flag).unwrap_or_default();
         self.replaced(event, site, &auth_events, failed)
     }

@@ -1,0 +1,579 @@
+//! The faster join: a room is used while its members are still being fetched, and is as it should be afterwards.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use hearth::{
+    clock::Clock,
+    events::Verified,
+    storage::{self, Store},
+};
+use ruma::{EventId, RoomId};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::{
+    harness::{Answer, PASSWORD, TestServer, User, federated},
+    peer::{Peer, pdu_json},
+    room_words::{escaped, room_path},
+    sync_words::{Synced, find},
+};
+
+/// A test that waits longer than this has failed.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A version in which room IDs are free to choose.
+const VERSION: &str = "10";
+
+/// A room of a server that the test plays.
+struct FarRoom {
+    peer: Arc<Peer>,
+    id: String,
+    shared: Arc<Mutex<Shared>>,
+    /// Whether the server tells the state.
+    tells: Arc<AtomicBool>,
+}
+
+/// What the room is, and what its server answers from.
+#[derive(Default)]
+struct Shared {
+    events: Vec<Verified>,
+    /// By type and state key.
+    state: BTreeMap<(String, String), Verified>,
+    /// The state before the last join of another server.
+    state_before_join: Vec<Verified>,
+    servers: Vec<String>,
+}
+
+impl Shared {
+    fn event(&self, id: &str) -> Option<&Verified> {
+        self.events.iter().find(|event| event.event_id == id)
+    }
+
+    fn ids(events: &[Verified]) -> Value {
+        events.iter().map(|event| event.event_id.as_str()).collect()
+    }
+
+    /// Everything that events cite, directly or through others.
+    fn auth_chain(&self, of: &[Verified]) -> Vec<Verified> {
+        let mut chain: BTreeMap<String, Verified> = BTreeMap::new();
+        let mut next: Vec<Verified> = of.to_vec();
+        while let Some(event) = next.pop() {
+            for cited in &event.auth_events {
+                let cited = self.event(cited.as_str()).expect("it is of the room");
+                if chain.insert(cited.event_id.to_string(), cited.clone()).is_none() {
+                    next.push(cited.clone());
+                }
+            }
+        }
+        chain.into_values().collect()
+    }
+
+    fn add(&mut self, event: &Verified) {
+        self.events.push(event.clone());
+        if let Some(key) = &event.state_key {
+            let key = (event.event_type.to_string(), key.clone());
+            self.state.insert(key, event.clone());
+        }
+    }
+
+    fn current(&self, event_type: &str, key: &str) -> Option<&Verified> {
+        self.state.get(&(event_type.to_owned(), key.to_owned()))
+    }
+
+    fn cited(&self, event_type: &str, sender: &str, key: Option<&str>) -> Vec<String> {
+        let mut keys = vec![("m.room.create", ""), ("m.room.power_levels", "")];
+        keys.push(("m.room.member", sender));
+        if event_type == "m.room.member" {
+            keys.push(("m.room.join_rules", ""));
+            keys.extend(key.filter(|key| *key != sender).map(|key| ("m.room.member", key)));
+        }
+        let found = keys.iter().filter_map(|(of, key)| self.current(of, key));
+        found.map(|event| event.event_id.to_string()).collect()
+    }
+
+    fn pdus(events: &[Verified]) -> Vec<Value> {
+        events.iter().map(pdu_json).collect()
+    }
+}
+
+impl FarRoom {
+    /// A public room with charlie, who has made it, and derek, who may send state.
+    async fn new() -> Self {
+        let peer = Arc::new(Peer::start().await);
+        let id = format!("!far:{}", peer.name);
+        let shared = Shared {
+            servers: vec![peer.name.to_string()],
+            ..Shared::default()
+        };
+        let room = Self {
+            peer,
+            id,
+            shared: Arc::new(Mutex::new(shared)),
+            tells: Arc::default(),
+        };
+        let charlie = room.peer.user("charlie");
+        let create = json!({ "creator": charlie, "room_version": VERSION });
+        room.add("charlie", "m.room.create", Some(""), create);
+        room.join("charlie");
+        let levels = json!({ "users": { charlie: 100, room.peer.user("derek"): 50 } });
+        room.add("charlie", "m.room.power_levels", Some(""), levels);
+        room.add("charlie", "m.room.join_rules", Some(""), json!({ "join_rule": "public" }));
+        room.join("derek");
+        room.serve(&room.peer);
+        room
+    }
+
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().expect("a lock")
+    }
+
+    fn join(&self, localpart: &str) -> Verified {
+        self.membership(localpart, "join")
+    }
+
+    fn membership(&self, localpart: &str, membership: &str) -> Verified {
+        let user = self.peer.user(localpart);
+        self.add(localpart, "m.room.member", Some(&user), json!({ "membership": membership }))
+    }
+
+    /// An event after the last one.
+    fn make(
+        &self,
+        sender: &str,
+        event_type: &str,
+        key: Option<&str>,
+        content: Value,
+        auth_events: Option<Vec<String>>,
+    ) -> Verified {
+        let shared = self.shared();
+        let sender = self.peer.user(sender);
+        let auth_events = auth_events.unwrap_or_else(|| shared.cited(event_type, &sender, key));
+        let last = shared.events.last();
+        let template = json!({
+            "room_id": self.id,
+            "sender": sender,
+            "type": event_type,
+            "state_key": key,
+            "content": content,
+            "origin_server_ts": 1_700_000_000_000_u64 + shared.events.len() as u64,
+            "depth": last.map_or(1, |last| last.depth + 1),
+            "prev_events": last.map(|last| last.event_id.to_string()).into_iter().collect::<Vec<_>>(),
+            "auth_events": auth_events,
+        });
+        self.peer.complete(&template, VERSION)
+    }
+
+    fn add(&self, sender: &str, event_type: &str, key: Option<&str>, content: Value) -> Verified {
+        let event = self.make(sender, event_type, key, content, None);
+        self.shared().add(&event);
+        event
+    }
+
+    fn say(&self, sender: &str, text: &str) -> Verified {
+        let content = json!({ "msgtype": "m.text", "body": text });
+        self.add(sender, "m.room.message", None, content)
+    }
+
+    /// Has `peer` answer for the room.
+    fn serve(&self, peer: &Peer) {
+        self.serve_joins(peer);
+        self.serve_state(peer);
+        peer.answer("PUT", "/_matrix/federation/v1/send/*", |_| (200, json!({ "pdus": {} })));
+    }
+
+    fn serve_joins(&self, peer: &Peer) {
+        let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
+        peer.answer("GET", "/_matrix/federation/v1/make_join/*", move |request| {
+            let user = last_part(request.uri().path());
+            let shared = shared.lock().expect("a lock");
+            let last = shared.events.last().expect("there are some");
+            let event = json!({
+                "room_id": id,
+                "sender": user,
+                "type": "m.room.member",
+                "state_key": user,
+                "content": { "membership": "join" },
+                "origin_server_ts": 1_700_000_000_000_u64,
+                "depth": last.depth + 1,
+                "prev_events": [last.event_id],
+                "auth_events": shared.cited("m.room.member", &user, Some(&user)),
+            });
+            (200, json!({ "event": event, "room_version": VERSION }))
+        });
+        let shared = Arc::clone(&self.shared);
+        peer.answer("PUT", "/_matrix/federation/v2/send_join/*", move |request| {
+            assert_eq!(request.uri().query(), Some("omit_members=true"));
+            let mut shared = shared.lock().expect("a lock");
+            let state: Vec<_> = shared.state.values().cloned().collect();
+            let is_told = |event: &&Verified| event.event_type.to_string() != "m.room.member";
+            let told: Vec<_> = state.iter().filter(is_told).cloned().collect();
+            let answer = json!({
+                "state": Shared::pdus(&told),
+                "auth_chain": Shared::pdus(&shared.auth_chain(&told)),
+                "members_omitted": true,
+                "servers_in_room": shared.servers,
+                "origin": "peer",
+            });
+            shared.state_before_join = state;
+            let join = std::str::from_utf8(request.body()).expect("text");
+            let join: Value = serde_json::from_str(join).expect("JSON");
+            let rules = hearth::events::version::rules(&VERSION.try_into().expect("a version"));
+            let rules = rules.expect("it is served");
+            let bytes = join.to_string();
+            let parsed = hearth::events::format::parse(bytes.as_bytes(), rules).expect("an event");
+            let json = hearth::events::canonical::to_vec(&parsed.object);
+            let pdu = hearth::events::Pdu::from_stored(parsed.event_id, json.into(), false);
+            shared.add(&Verified::from_stored(pdu.expect("an event")));
+            (200, answer)
+        });
+    }
+
+    fn serve_state(&self, peer: &Peer) {
+        for (path, whole) in [("state_ids", false), ("state", true)] {
+            let (shared, tells) = (Arc::clone(&self.shared), Arc::clone(&self.tells));
+            let path = format!("/_matrix/federation/v1/{path}/*");
+            peer.answer("GET", &path, move |_| {
+                if !tells.load(Ordering::SeqCst) {
+                    return (503, json!({ "errcode": "M_UNKNOWN", "error": "not yet" }));
+                }
+                let shared = shared.lock().expect("a lock");
+                let state = &shared.state_before_join;
+                let chain = shared.auth_chain(state);
+                let answer = match whole {
+                    true => json!({
+                        "pdus": Shared::pdus(state),
+                        "auth_chain": Shared::pdus(&chain),
+                    }),
+                    false => json!({
+                        "pdu_ids": Shared::ids(state),
+                        "auth_chain_ids": Shared::ids(&chain),
+                    }),
+                };
+                (200, answer)
+            });
+        }
+        let shared = Arc::clone(&self.shared);
+        peer.answer("GET", "/_matrix/federation/v1/event/*", move |request| {
+            let id = last_part(request.uri().path());
+            let shared = shared.lock().expect("a lock");
+            match shared.event(&id) {
+                Some(event) => (200, json!({
+                    "origin": "peer",
+                    "origin_server_ts": 1,
+                    "pdus": [pdu_json(event)],
+                })),
+                None => (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
+            }
+        });
+    }
+
+    /// From now on the server tells the state.
+    fn tell(&self) {
+        self.tells.store(true, Ordering::SeqCst);
+    }
+
+    /// Sends events to a server.
+    async fn send(&self, server: &TestServer, events: &[&Verified]) {
+        let pdus: Vec<Value> = events.iter().map(|event| pdu_json(event)).collect();
+        let last = events.last().expect("there are some");
+        let target = format!("/_matrix/federation/v1/send/{}", escaped(last.event_id.as_str()));
+        let body = json!({ "origin": self.peer.name, "origin_server_ts": 1, "pdus": pdus });
+        self.peer.put(server, &target, body).await.ok();
+    }
+}
+
+/// The last part of a path, decoded.
+fn last_part(path: &str) -> String {
+    let last = path.rsplit('/').next().unwrap_or_default();
+    let decoded = last.replace("%21", "!").replace("%24", "$").replace("%40", "@");
+    decoded.replace("%3A", ":").replace("%2B", "+").replace("%2F", "/")
+}
+
+/// What users of partial rooms say besides.
+impl User {
+    async fn join_far(&self, room: &FarRoom) {
+        let (id, via) = (escaped(&room.id), escaped(room.peer.name.as_str()));
+        let path = format!("/_matrix/client/v3/join/{id}?via={via}");
+        self.post(&path, json!({})).await.ok();
+    }
+
+    /// Syncs with members loaded lazily, until something is as it should be.
+    async fn lazily(&self, is_there: impl Fn(&Synced) -> bool) -> Synced {
+        let deadline = Instant::now() + PATIENCE;
+        let mut synced = self.sync_filtered(&lazy(), "").await;
+        while !is_there(&synced) {
+            assert!(Instant::now() < deadline, "it never came: {}", synced.body);
+            let query = format!("since={}&timeout=2000", synced.next);
+            synced = self.sync_filtered(&lazy(), &query).await;
+        }
+        synced
+    }
+
+    async fn far_event(&self, room: &FarRoom, event: &Verified) -> Answer {
+        let id = escaped(event.event_id.as_str());
+        self.get(&room_path(&room.id, &format!("/event/{id}"))).await
+    }
+
+    /// All members of a room, by user ID; waits for them.
+    async fn members(&self, room: &FarRoom) -> BTreeMap<String, String> {
+        let answer = self.get(&room_path(&room.id, "/members")).await.ok();
+        let members = answer["chunk"].as_array().expect("a list").iter();
+        let pair = |event: &Value| {
+            let key = event["state_key"].as_str().expect("a key");
+            let membership = event["content"]["membership"].as_str().expect("a text");
+            (key.to_owned(), membership.to_owned())
+        };
+        members.map(pair).collect()
+    }
+}
+
+fn lazy() -> Value {
+    json!({ "room": {
+        "state": { "lazy_load_members": true },
+        "timeline": { "lazy_load_members": true },
+    } })
+}
+
+/// Whether the timeline of a room has an event.
+fn has(room: &FarRoom, event: &Verified) -> impl Fn(&Synced) -> bool {
+    let (room, id) = (room.id.clone(), event.event_id.to_string());
+    move |synced| {
+        let events = synced.joined(&room)["timeline"]["events"].as_array();
+        events.is_some_and(|events| events.iter().any(|event| event["event_id"] == id.as_str()))
+    }
+}
+
+/// The IDs of the state before an event, as a server tells them; sorted.
+async fn state_before(server: &TestServer, room: &FarRoom, event: &Verified) -> Vec<String> {
+    let target = format!(
+        "/_matrix/federation/v1/state_ids/{}?event_id={}",
+        escaped(&room.id),
+        escaped(event.event_id.as_str())
+    );
+    let answer = room.peer.get(server, &target).await.ok();
+    let ids = answer["pdu_ids"].as_array().expect("a list").iter();
+    let mut ids: Vec<_> = ids.filter_map(|id| Some(id.as_str()?.to_owned())).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The IDs of the state of a room as its own server has it; sorted.
+fn own_state(room: &FarRoom) -> Vec<String> {
+    let shared = room.shared();
+    let ids = shared.state.values().map(|event| event.event_id.to_string());
+    let mut ids: Vec<_> = ids.collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// Asserts that all rows of a room agree.
+fn check(server: &TestServer, room: &FarRoom) {
+    let server = &server.running.server;
+    let snapshot = server.store.snapshot().expect("a snapshot");
+    let id = RoomId::parse(&room.id).expect("a room ID");
+    let number = server.rooms.resident(&id).expect("it is here");
+    let found = server.rooms.verify(&snapshot, number).expect("it can be read");
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    assert!(found.is_empty(), "{found:#?}");
+}
+
+fn is_partial(server: &TestServer, room: &FarRoom) -> bool {
+    let id = RoomId::parse(&room.id).expect("a room ID");
+    let rooms = &server.running.server.rooms;
+    rooms.number(&id).is_some_and(|room| rooms.is_partial(room))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_room_is_used_while_its_members_are_fetched_and_whole_afterwards() {
+    let server = TestServer::federating(&[]).await;
+    let (alice, room) = (server.user("alice").await, FarRoom::new().await);
+    let before = alice.sync().await;
+    alice.join_far(&room).await;
+    assert!(is_partial(&server, &room));
+    check(&server, &room);
+
+    // Who loads members lazily has the room at once, with those who speak in it; others do not have it yet.
+    let said = room.say("derek", "hello");
+    room.send(&server, &[&said]).await;
+    let synced = alice.lazily(has(&room, &said)).await;
+    let derek = room.peer.user("derek");
+    let is_told = find(&synced.joined(&room.id)["state"], "m.room.member", &derek).is_some();
+    assert!(is_told, "{}", synced.body);
+    check(&server, &room);
+    let eager = alice.sync_since(&before).await;
+    assert!(eager.joined(&room.id).is_null(), "{}", eager.body);
+    // What is said here goes to the servers that were told of.
+    alice.say(&room.id, "hi").await;
+    // Nobody is let in by who does not know who is in.
+    let target = format!(
+        "/_matrix/federation/v1/make_join/{}/{}?ver=10",
+        escaped(&room.id),
+        escaped(&room.peer.user("eve"))
+    );
+    room.peer.get(&server, &target).await.fails(404, "M_NOT_FOUND");
+
+    let members = alice.members(&room);
+    let waiting = alice.wait_since(&eager);
+    room.tell();
+    let (members, woken) = tokio::join!(members, waiting);
+    let charlie = room.peer.user("charlie");
+    let joined = [alice.id.to_string(), charlie.clone(), derek.clone()];
+    let joined: BTreeMap<_, _> = joined.map(|user| (user, "join".to_owned())).into();
+    assert_eq!(members, joined);
+    let section = woken.joined(&room.id);
+    for user in [&charlie, &derek] {
+        let is_told = find(&section["state"], "m.room.member", user).is_some();
+        assert!(is_told, "{}", woken.body);
+    }
+    assert!(!is_partial(&server, &room));
+    check(&server, &room);
+    assert_eq!(state_before(&server, &room, &said).await, own_state(&room));
+    let sent = room.peer.seen();
+    assert!(sent.iter().any(|seen| seen.starts_with("PUT /_matrix/federation/v1/send/")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_counts() {
+    let server = TestServer::federating(&[]).await;
+    let (alice, room) = (server.user("alice").await, FarRoom::new().await);
+    // Elsie may send state. Derek has left, which the server that joins is not told.
+    let elsie = room.peer.user("elsie");
+    let levels = json!({ "users": {
+        room.peer.user("charlie"): 100, room.peer.user("derek"): 100, elsie.clone(): 50,
+    } });
+    room.add("charlie", "m.room.power_levels", Some(""), levels);
+    let derek_joined = room.membership("derek", "join");
+    room.membership("derek", "leave");
+    let elsie_joined = room.join("elsie");
+    alice.join_far(&room).await;
+
+    let auth = |members: &[&Verified]| {
+        let shared = room.shared();
+        let fixed = ["m.room.create", "m.room.power_levels"];
+        let fixed = fixed.iter().filter_map(|of| shared.current(of, ""));
+        let all = fixed.chain(members.iter().copied());
+        Some(all.map(|event| event.event_id.to_string()).collect::<Vec<_>>())
+    };
+    let kick = room.make(
+        "derek",
+        "m.room.member",
+        Some(&elsie),
+        json!({ "membership": "leave" }),
+        auth(&[&derek_joined, &elsie_joined]),
+    );
+    // It stands in the graph, and has no part in the state.
+    room.shared().events.push(kick.clone());
+    let set = room.add("elsie", "m.room.test", Some(""), json!({ "by": "elsie" }));
+    let said = room.say("charlie", "what happens?");
+    room.send(&server, &[&kick, &set, &said]).await;
+
+    let synced = alice.lazily(has(&room, &said)).await;
+    assert!(has(&room, &kick)(&synced) || alice.far_event(&room, &kick).await.status == 200);
+    alice.far_event(&room, &set).await.fails(404, "M_NOT_FOUND");
+    check(&server, &room);
+
+    room.tell();
+    let members = alice.members(&room).await;
+    assert_eq!(members.get(&elsie).map(String::as_str), Some("join"));
+    let left = members.get(&room.peer.user("derek"));
+    assert_eq!(left.map(String::as_str), Some("leave"));
+    alice.far_event(&room, &kick).await.fails(404, "M_NOT_FOUND");
+    let found = alice.state(&room.id, "m.room.test", "").await.ok();
+    assert_eq!(found["by"], "elsie");
+    assert_eq!(state_before(&server, &room, &said).await, own_state(&room));
+    check(&server, &room);
+    // A client that was told otherwise is told what is so.
+    let query = format!("since={}", synced.next);
+    let corrected = alice.sync_filtered(&lazy(), &query).await;
+    let section = &corrected.joined(&room.id)["state"];
+    assert!(find(section, "m.room.test", "").is_some(), "{}", corrected.body);
+    // The room goes on as if nothing had been.
+    let after = room.say("elsie", "I am here");
+    room.send(&server, &[&after]).await;
+    alice.lazily(has(&room, &after)).await;
+    check(&server, &room);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_server_of_the_room_is_asked_when_one_fails() {
+    let server = TestServer::federating(&[]).await;
+    let (alice, room) = (server.user("alice").await, FarRoom::new().await);
+    let other = Peer::start().await;
+    room.serve(&other);
+    room.shared().servers.push(other.name.to_string());
+    room.peer.answer("GET", "/_matrix/federation/v1/state_ids/*", |_| (200, json!({})));
+    room.tell();
+    alice.join_far(&room).await;
+
+    let members = alice.members(&room).await;
+
+    assert!(members.contains_key(&room.peer.user("derek")), "{members:?}");
+    let asked = |peer: &Peer| {
+        let seen = peer.seen();
+        seen.iter().any(|seen| seen.starts_with("GET /_matrix/federation/v1/state_ids/"))
+    };
+    assert!(asked(&room.peer) && asked(&other));
+    check(&server, &room);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_goes_on_with_what_is_left() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let address = federated::free_address();
+    let open = || {
+        let config = storage::Config::default();
+        Store::open(&config, folder.path(), Clock::system()).expect("it opens")
+    };
+    let server = TestServer::federating_on(address, open()).await;
+    let (alice, room) = (server.user("alice").await, FarRoom::new().await);
+    alice.join_far(&room).await;
+    let said = room.say("derek", "hello");
+    room.send(&server, &[&said]).await;
+    alice.lazily(has(&room, &said)).await;
+    let TestServer { running, .. } = server;
+    running.stop().await;
+
+    let server = TestServer::federating_on(address, open()).await;
+    let alice = server.login("alice", PASSWORD).await;
+    assert!(is_partial(&server, &room));
+    let eager = alice.sync().await;
+    assert!(eager.joined(&room.id).is_null(), "{}", eager.body);
+    room.tell();
+
+    let members = alice.members(&room).await;
+    assert!(members.contains_key(&room.peer.user("charlie")), "{members:?}");
+    assert_eq!(state_before(&server, &room, &said).await, own_state(&room));
+    check(&server, &room);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_leave_and_come_back_before_the_members_are_known() {
+    let server = TestServer::federating(&[]).await;
+    let (alice, bob) = (server.user("alice").await, server.user("bob").await);
+    let room = FarRoom::new().await;
+    alice.join_far(&room).await;
+    bob.join_far(&room).await;
+    alice.leave(&room.id).await.ok();
+    let seen = bob.lazily(|synced| {
+        let events = synced.joined(&room.id)["timeline"]["events"].as_array();
+        events.is_some_and(|events| events.iter().any(|event| {
+            event["state_key"] == alice.id.as_str() && event["content"]["membership"] == "leave"
+        }))
+    });
+    seen.await;
+    check(&server, &room);
+    alice.join_far(&room).await;
+    check(&server, &room);
+    room.tell();
+    let members = bob.members(&room).await;
+    for user in [alice.id.to_string(), bob.id.to_string(), room.peer.user("derek")] {
+        assert_eq!(members.get(&user).map(String::as_str), Some("join"), "{members:?}");
+    }
+    check(&server, &room);
+}
