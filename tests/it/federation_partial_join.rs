@@ -14,7 +14,7 @@ use hearth::{
     events::Verified,
     storage::{self, Store},
 };
-use ruma::{EventId, RoomId};
+use ruma::RoomId;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -45,8 +45,8 @@ struct Shared {
     events: Vec<Verified>,
     /// By type and state key.
     state: BTreeMap<(String, String), Verified>,
-    /// The state before the last join of another server.
-    state_before_join: Vec<Verified>,
+    /// The state before the joins of other servers, by the event that they follow.
+    told: BTreeMap<String, Vec<Verified>>,
     servers: Vec<String>,
 }
 
@@ -90,11 +90,17 @@ impl Shared {
         let mut keys = vec![("m.room.create", ""), ("m.room.power_levels", "")];
         keys.push(("m.room.member", sender));
         if event_type == "m.room.member" {
-            keys.push(("m.room.join_rules", ""));
             keys.extend(key.filter(|key| *key != sender).map(|key| ("m.room.member", key)));
         }
         let found = keys.iter().filter_map(|(of, key)| self.current(of, key));
         found.map(|event| event.event_id.to_string()).collect()
+    }
+
+    fn cited_by_join(&self, user: &str) -> Vec<String> {
+        let mut cited = self.cited("m.room.member", user, Some(user));
+        let rules = self.current("m.room.join_rules", "");
+        cited.extend(rules.map(|event| event.event_id.to_string()));
+        cited
     }
 
     fn pdus(events: &[Verified]) -> Vec<Value> {
@@ -139,7 +145,11 @@ impl FarRoom {
 
     fn membership(&self, localpart: &str, membership: &str) -> Verified {
         let user = self.peer.user(localpart);
-        self.add(localpart, "m.room.member", Some(&user), json!({ "membership": membership }))
+        let content = json!({ "membership": membership });
+        let cited = (membership == "join").then(|| self.shared().cited_by_join(&user));
+        let event = self.make(localpart, "m.room.member", Some(&user), content, cited);
+        self.shared().add(&event);
+        event
     }
 
     /// An event after the last one.
@@ -202,7 +212,7 @@ impl FarRoom {
                 "origin_server_ts": 1_700_000_000_000_u64,
                 "depth": last.depth + 1,
                 "prev_events": [last.event_id],
-                "auth_events": shared.cited("m.room.member", &user, Some(&user)),
+                "auth_events": shared.cited_by_join(&user),
             });
             (200, json!({ "event": event, "room_version": VERSION }))
         });
@@ -220,7 +230,8 @@ impl FarRoom {
                 "servers_in_room": shared.servers,
                 "origin": "peer",
             });
-            shared.state_before_join = state;
+            let last = shared.events.last().expect("there are some").event_id.to_string();
+            shared.told.insert(last, state);
             let join = std::str::from_utf8(request.body()).expect("text");
             let join: Value = serde_json::from_str(join).expect("JSON");
             let rules = hearth::events::version::rules(&VERSION.try_into().expect("a version"));
@@ -238,12 +249,15 @@ impl FarRoom {
         for (path, whole) in [("state_ids", false), ("state", true)] {
             let (shared, tells) = (Arc::clone(&self.shared), Arc::clone(&self.tells));
             let path = format!("/_matrix/federation/v1/{path}/*");
-            peer.answer("GET", &path, move |_| {
+            peer.answer("GET", &path, move |request| {
                 if !tells.load(Ordering::SeqCst) {
                     return (503, json!({ "errcode": "M_UNKNOWN", "error": "not yet" }));
                 }
                 let shared = shared.lock().expect("a lock");
-                let state = &shared.state_before_join;
+                let at = request.uri().query().and_then(|query| query.strip_prefix("event_id="));
+                let Some(state) = shared.told.get(&last_part(at.unwrap_or_default())) else {
+                    return (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
+                };
                 let chain = shared.auth_chain(state);
                 let answer = match whole {
                     true => json!({
@@ -536,8 +550,7 @@ async fn a_restart_goes_on_with_what_is_left() {
     let said = room.say("derek", "hello");
     room.send(&server, &[&said]).await;
     alice.lazily(has(&room, &said)).await;
-    let TestServer { running, .. } = server;
-    running.stop().await;
+    server.stop().await;
 
     let server = TestServer::federating_on(address, open()).await;
     let alice = server.login("alice", PASSWORD).await;

@@ -121,6 +121,15 @@ impl TestServer {
         }
     }
 
+    /// Ends the server, so that another one can have its store.
+    pub async fn stop(self) {
+        let Self {
+            running, _watch, ..
+        } = self;
+        drop(_watch);
+        running.stop().await;
+    }
+
     /// The name of the server in user IDs.
     pub fn name(&self) -> &str {
         self.running.server.config.server_name()

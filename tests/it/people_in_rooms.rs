@@ -204,7 +204,10 @@ async fn search(user: &User, term: &str) -> Vec<Value> {
         .await
         .ok();
     assert_eq!(found["limited"], false);
-    found["results"].as_array().cloned().unwrap_or_default()
+    let mut others = found["results"].as_array().cloned().unwrap_or_default();
+    // Who searches may find itself.
+    others.retain(|found| found["user_id"] != user.id.as_str());
+    others
 }
 
 #[tokio::test]
@@ -252,8 +255,7 @@ async fn the_directory_has_those_one_can_see_by_their_own_name() {
         assert_eq!(search(searcher, "Freddy").await, Vec::<Value>::new());
     }
     let found = search(&alice, "user").await;
-    assert_eq!(found[..1], only_alice);
-    assert_eq!(found[1..], [json!({ "user_id": bob.id })]);
+    assert_eq!(found, [json!({ "user_id": bob.id })]);
     eve.post("/_matrix/client/v3/user_directory/search", json!({}))
         .await
         .fails(400, "M_BAD_JSON");

@@ -291,11 +291,13 @@ pub(in crate::rooms) fn ends_of(
 }
 
 fn insert(batch: &mut Batch, room: RoomNumber, rechecked: &Rechecked) {
-    let Again { event, state, hash, .. } = &rechecked.again;
+    let Again {
+        event, state, id, ..
+    } = &rechecked.again;
     batch.put(&METAS, &(room, event.number), &event.meta);
     batch.delete(&NOTED, &(room, event.number));
     if let Some(state) = state {
-        state::insert(batch, room, state, hash);
+        state::insert(batch, room, state, id);
         state::insert_graph(batch, room, state);
     }
     match &rechecked.retracted {

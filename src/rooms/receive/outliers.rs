@@ -31,7 +31,9 @@ impl RoomWriter {
         &mut self,
         events: Vec<Verified>,
     ) -> Result<Vec<OwnedEventId>, Error> {
-        let (sorted, mut left_out) = by_auth_order(events);
+        let (mut sorted, mut left_out) = by_auth_order(events);
+        // From version 12 on no event cites it, and all need it.
+        sorted.sort_by_key(|event| event.event_type != TimelineEventType::RoomCreate);
         let mut chunk = Vec::new();
         let mut bytes = 0;
         for event in sorted {

@@ -11,7 +11,7 @@ use crate::{
     rooms::{
         Error, Intake, StoredEvent,
         draft::{Counters, Draft},
-        event::{EventHash, flag, hash_of},
+        event::{EventKey, flag},
         head::Head,
         resolution::{self, key_of},
         state::{Source, StateRows},
@@ -22,7 +22,7 @@ use crate::{
 /// An event as it is from now on.
 pub(in crate::rooms) struct Again {
     pub(in crate::rooms) event: StoredEvent,
-    pub(in crate::rooms) hash: EventHash,
+    pub(in crate::rooms) id: EventKey,
     pub(in crate::rooms) state: Option<StateRows>,
     next: Counters,
 }
@@ -41,7 +41,7 @@ pub(in crate::rooms) fn again(
     let mut pdu = Pdu::clone(&event.pdu);
     pdu.rejected = has_long_identifier(&pdu);
     let arrival = Arrival {
-        hash: hash_of(&pdu.event_id).ok_or(Error::UnsupportedVersion)?,
+        id: EventKey::of(&pdu.event_id),
         own: Some(event.number),
         pdu: Arc::new(pdu),
         numbers: Numbers {
@@ -127,7 +127,7 @@ impl Court<'_> {
         let state = self.state_again(&mut site, &mut replaced)?;
         Ok(Again {
             event: replaced,
-            hash: self.arrival.hash,
+            id: self.arrival.id.clone(),
             state,
             next: site.next,
         })
@@ -153,10 +153,12 @@ impl Court<'_> {
         };
         event.meta.state = Some(numbered.state);
         numbered.row.flags = u8::from(event.meta.is_rejected());
-        let rows = if event.meta.is_rejected() {
+        let current = site.state(&key)?;
+        let is_told = matches!(&current, Some((state, _)) if *state == numbered.state);
+        // The state that others told may have the event already.
+        let rows = if event.meta.is_rejected() || is_told {
             numbered.unapplied(&key)
         } else {
-            let current = site.state(&key)?;
             let rows =
                 place::state_rows(site, (&event.pdu, numbered), (&key, &current), &mut next)?;
             if let Some((root, _)) = rows.root {
