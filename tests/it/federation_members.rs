@@ -74,7 +74,7 @@ async fn a_user_joins_a_room_of_another_server_in_every_version() {
 
         bob.join_via(&room, &here).await.ok();
 
-        let synced = bob.sync().await;
+        let synced = bob.sync_until(is_in("join", &room)).await;
         let section = synced.joined(&room);
         let name = find(&section["state"], "m.room.name", "")
             .or_else(|| find(&json_events(section), "m.room.name", "").map(|_| &Value::Null));
