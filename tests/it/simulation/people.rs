@@ -14,6 +14,8 @@ use tokio::task::AbortHandle;
 
 use super::{chance::Chance, world};
 
+/// How often each thing is done that somebody may do.
+const WEIGHTS: [usize; 14] = [40, 12, 8, 8, 10, 8, 10, 4, 6, 4, 4, 1, 3, 6];
 /// Rooms that there may be before none is replaced any more.
 const MAX_ROOMS: usize = 4;
 
@@ -293,62 +295,59 @@ impl Choice<'_> {
     fn call(&self, chance: &mut Chance) -> Option<Call> {
         let number = self.number;
         let room = &self.town.rooms[self.room];
-        Some(
-            match chance.weighted(&[40, 12, 8, 8, 10, 8, 10, 4, 6, 4, 4, 1, 3, 6]) {
-                0 => message(room, number, &format!("message {number}")),
-                1 => self.state(
-                    "m.room.name",
-                    "",
-                    json!({ "name": format!("name {number}") }),
-                ),
-                2 => self.state(
-                    "m.room.topic",
-                    "",
-                    json!({ "topic": format!("topic {number}") }),
-                ),
-                3 => {
-                    let key = *chance.one_of(&["a", "b"]);
-                    self.state("test.state", key, json!({ "value": number }))
-                }
-                4 => self.power(*chance.one_of(&[0, 0, 50, 50, 100])),
-                5 => {
-                    let action = *chance.one_of(&["kick", "kick", "ban", "ban", "unban", "invite"]);
-                    self.membership(action, json!({ "user_id": self.other.id }))
-                }
-                6 => {
-                    let servers = chance.below(3);
-                    let people = (0..=servers).map(|_| chance.one_of(&self.town.people));
-                    let names = people.filter_map(|person| person.id.split_once(':'));
-                    let names = names.filter_map(|(_, name)| name.try_into().ok());
-                    join(room, &names.collect::<Vec<_>>())
-                }
-                7 => self.join_rules(chance),
-                8 => {
-                    let sent = self.town.sent.iter().filter(|sent| sent.room == self.room);
-                    let sent: Vec<_> = sent.collect();
-                    let event = &sent.get(chance.below(sent.len().max(1)))?.event;
-                    let path = format!("/_matrix/client/v3/rooms/{room}/redact/{event}/{number}");
-                    Call::new(Method::PUT, path, json!({ "reason": "simulated" }))
-                }
-                9 => self.membership("leave", json!({})),
-                10 => {
-                    let path = format!("/_matrix/client/v3/profile/{}/displayname", self.own.id);
-                    let name = format!("{number}");
-                    Call::new(Method::PUT, path, json!({ "displayname": name }))
-                }
-                11 if self.town.rooms.len() < MAX_ROOMS => {
-                    let version = *chance.one_of(&VERSIONS);
-                    self.in_room(Method::POST, "upgrade", json!({ "new_version": version }))
-                }
-                11 | 12 => self.access(chance),
-                _ => {
-                    let mut call =
-                        self.in_room(Method::GET, "messages?dir=b&limit=10", Value::Null);
-                    call.body = None;
-                    call
-                }
-            },
-        )
+        Some(match chance.weighted(&WEIGHTS) {
+            0 => message(room, number, &format!("message {number}")),
+            1 => self.state(
+                "m.room.name",
+                "",
+                json!({ "name": format!("name {number}") }),
+            ),
+            2 => self.state(
+                "m.room.topic",
+                "",
+                json!({ "topic": format!("topic {number}") }),
+            ),
+            3 => {
+                let key = *chance.one_of(&["a", "b"]);
+                self.state("test.state", key, json!({ "value": number }))
+            }
+            4 => self.power(*chance.one_of(&[0, 0, 50, 50, 100])),
+            5 => {
+                let action = *chance.one_of(&["kick", "kick", "ban", "ban", "unban", "invite"]);
+                self.membership(action, json!({ "user_id": self.other.id }))
+            }
+            6 => {
+                let servers = chance.below(3);
+                let people = (0..=servers).map(|_| chance.one_of(&self.town.people));
+                let names = people.filter_map(|person| person.id.split_once(':'));
+                let names = names.filter_map(|(_, name)| name.try_into().ok());
+                join(room, &names.collect::<Vec<_>>())
+            }
+            7 => self.join_rules(chance),
+            8 => {
+                let sent = self.town.sent.iter().filter(|sent| sent.room == self.room);
+                let sent: Vec<_> = sent.collect();
+                let event = &sent.get(chance.below(sent.len().max(1)))?.event;
+                let path = format!("/_matrix/client/v3/rooms/{room}/redact/{event}/{number}");
+                Call::new(Method::PUT, path, json!({ "reason": "simulated" }))
+            }
+            9 => self.membership("leave", json!({})),
+            10 => {
+                let path = format!("/_matrix/client/v3/profile/{}/displayname", self.own.id);
+                let name = format!("{number}");
+                Call::new(Method::PUT, path, json!({ "displayname": name }))
+            }
+            11 if self.town.rooms.len() < MAX_ROOMS => {
+                let version = *chance.one_of(&VERSIONS);
+                self.in_room(Method::POST, "upgrade", json!({ "new_version": version }))
+            }
+            11 | 12 => self.access(chance),
+            _ => {
+                let mut call = self.in_room(Method::GET, "messages?dir=b&limit=10", Value::Null);
+                call.body = None;
+                call
+            }
+        })
     }
 
     /// Who may join from now on.
