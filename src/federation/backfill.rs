@@ -44,7 +44,8 @@ impl Federation {
     ///
     /// Spec: s2s, "Backfilling and retrieving missing events".
     pub async fn backfill(&self, gap: &Gap, limit: usize) -> Result<bool, Error> {
-        let filled = self.inner.clock.within(DEADLINE, self.fill(gap, limit));
+        let filled = Box::pin(self.fill(gap, limit));
+        let filled = self.inner.clock.within(DEADLINE, filled);
         filled.await.unwrap_or(Ok(false))
     }
 

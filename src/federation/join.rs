@@ -209,8 +209,8 @@ impl Federation {
         let _permit = self.inner.joining.acquire().await;
         // In a room that this server is in already all of the state is better than a part of it.
         let is_here = self.inner.rooms.residence(draft.room_id) == Residence::Resident;
-        let omits_members = self.inner.config.partial_joins
-            && (!is_here || self.is_partial(draft.room_id));
+        let omits_members =
+            self.inner.config.partial_joins && (!is_here || self.is_partial(draft.room_id));
         let body = self
             .send_join(server, draft.room_id, &join, omits_members)
             .await?;

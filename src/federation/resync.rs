@@ -282,7 +282,11 @@ impl Resync<'_> {
         let client = &self.federation.inner.client;
         let answer = client.send_within(server, request, STATE_IDS).await?;
         let mut state = answer.pdu_ids;
-        let all: BTreeSet<_> = state.iter().chain(&answer.auth_chain_ids).cloned().collect();
+        let all: BTreeSet<_> = state
+            .iter()
+            .chain(&answer.auth_chain_ids)
+            .cloned()
+            .collect();
         if all.len() > MAX_STATE_IDS {
             let reason = "the state of the room is larger than any";
             return Err(MembershipError::bad_answer(server, reason));
@@ -320,7 +324,9 @@ impl Resync<'_> {
             // An answer may be large: only some are in memory at the same time.
             let _permit = self.federation.inner.joining.acquire().await;
             let client = &self.federation.inner.client;
-            let answer = client.request(server, Method::GET, &path, None, STATE).await?;
+            let answer = client
+                .request(server, Method::GET, &path, None, STATE)
+                .await?;
             let expected = Expected {
                 server: server.clone(),
                 room_id: self.room_id.clone(),
@@ -385,10 +391,7 @@ impl Resync<'_> {
     }
 
     /// Those of `ids` that are not here, not even as outliers.
-    async fn unknown(
-        &self,
-        ids: Vec<OwnedEventId>,
-    ) -> Result<Vec<OwnedEventId>, MembershipError> {
+    async fn unknown(&self, ids: Vec<OwnedEventId>) -> Result<Vec<OwnedEventId>, MembershipError> {
         let (rooms, room) = (self.federation.inner.rooms.clone(), self.room);
         let find = move |snapshot: &Snapshot| rooms.unknown(snapshot, room, &ids);
         Ok(self.federation.inner.store.read(find).await?)

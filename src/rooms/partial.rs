@@ -25,9 +25,7 @@ use super::{
 };
 use crate::{
     events::{EventNumber, RootNumber, trie},
-    storage::{
-        Batch, Cbor, Family, Order, Position, PositionAt, Snapshot, Table, Topic,
-    },
+    storage::{Batch, Cbor, Family, Order, Position, PositionAt, Snapshot, Table, Topic},
 };
 
 /// Events that are to be judged again.
@@ -102,9 +100,11 @@ pub(in crate::rooms) fn filled<'a>(
 ) -> Result<Basis, Error> {
     let mut changes = Vec::new();
     for event in cited {
-        let (TypeNumber::MEMBER, Some(state), false) =
-            (event.meta.event_type, event.meta.state, event.meta.is_rejected())
-        else {
+        let (TypeNumber::MEMBER, Some(state), false) = (
+            event.meta.event_type,
+            event.meta.state,
+            event.meta.is_rejected(),
+        ) else {
             continue;
         };
         let Some(key) = key_of(event.meta.event_type, &event.pdu) else {
@@ -176,7 +176,10 @@ impl Rooms {
         since: Position,
     ) -> Result<bool, Error> {
         // Most rooms never were partial.
-        if !self.published(room).is_some_and(|room| room.head.was_partial) {
+        if !self
+            .published(room)
+            .is_some_and(|room| room.head.was_partial)
+        {
             return Ok(false);
         }
         let completed = snapshot.get(&COMPLETED, &(room,))?;

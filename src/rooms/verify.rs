@@ -582,8 +582,9 @@ impl<'a> Check<'a> {
     fn counts(&mut self) -> Result<(), Error> {
         let live = self.metas.values();
         // What was shown for a while has been counted.
-        let is_counted =
-            |meta: &&EventMeta| meta.is_visible() || (meta.is_rejected() && meta.has(flag::NOTIFIES));
+        let is_counted = |meta: &&EventMeta| {
+            meta.is_visible() || (meta.is_rejected() && meta.has(flag::NOTIFIES))
+        };
         let live = live.filter(|meta| is_counted(meta) && meta.position.0 != 0);
         let live = live.map(|meta| (meta.index, meta)).collect();
         for text in unread::check::verify(self.snapshot, self.room, &self.head, &live)? {
@@ -603,7 +604,9 @@ impl<'a> Check<'a> {
             let is_partial = self.head.partial;
             self.report(
                 "partial",
-                format!("the room is partial: {is_partial}; {flagged:?} are flagged, {noted:?} noted"),
+                format!(
+                    "the room is partial: {is_partial}; {flagged:?} are flagged, {noted:?} noted"
+                ),
             );
         }
         Ok(())

@@ -66,7 +66,10 @@ impl Shared {
         while let Some(event) = next.pop() {
             for cited in &event.auth_events {
                 let cited = self.event(cited.as_str()).expect("it is of the room");
-                if chain.insert(cited.event_id.to_string(), cited.clone()).is_none() {
+                if chain
+                    .insert(cited.event_id.to_string(), cited.clone())
+                    .is_none()
+                {
                     next.push(cited.clone());
                 }
             }
@@ -90,7 +93,10 @@ impl Shared {
         let mut keys = vec![("m.room.create", ""), ("m.room.power_levels", "")];
         keys.push(("m.room.member", sender));
         if event_type == "m.room.member" {
-            keys.extend(key.filter(|key| *key != sender).map(|key| ("m.room.member", key)));
+            keys.extend(
+                key.filter(|key| *key != sender)
+                    .map(|key| ("m.room.member", key)),
+            );
         }
         let found = keys.iter().filter_map(|(of, key)| self.current(of, key));
         found.map(|event| event.event_id.to_string()).collect()
@@ -129,7 +135,12 @@ impl FarRoom {
         room.join("charlie");
         let levels = json!({ "users": { charlie: 100, room.peer.user("derek"): 50 } });
         room.add("charlie", "m.room.power_levels", Some(""), levels);
-        room.add("charlie", "m.room.join_rules", Some(""), json!({ "join_rule": "public" }));
+        room.add(
+            "charlie",
+            "m.room.join_rules",
+            Some(""),
+            json!({ "join_rule": "public" }),
+        );
         room.join("derek");
         room.serve(&room.peer);
         room
@@ -194,55 +205,71 @@ impl FarRoom {
     fn serve(&self, peer: &Peer) {
         self.serve_joins(peer);
         self.serve_state(peer);
-        peer.answer("PUT", "/_matrix/federation/v1/send/*", |_| (200, json!({ "pdus": {} })));
+        peer.answer("PUT", "/_matrix/federation/v1/send/*", |_| {
+            (200, json!({ "pdus": {} }))
+        });
     }
 
     fn serve_joins(&self, peer: &Peer) {
         let (shared, id) = (Arc::clone(&self.shared), self.id.clone());
-        peer.answer("GET", "/_matrix/federation/v1/make_join/*", move |request| {
-            let user = last_part(request.uri().path());
-            let shared = shared.lock().expect("a lock");
-            let last = shared.events.last().expect("there are some");
-            let event = json!({
-                "room_id": id,
-                "sender": user,
-                "type": "m.room.member",
-                "state_key": user,
-                "content": { "membership": "join" },
-                "origin_server_ts": 1_700_000_000_000_u64,
-                "depth": last.depth + 1,
-                "prev_events": [last.event_id],
-                "auth_events": shared.cited_by_join(&user),
-            });
-            (200, json!({ "event": event, "room_version": VERSION }))
-        });
+        peer.answer(
+            "GET",
+            "/_matrix/federation/v1/make_join/*",
+            move |request| {
+                let user = last_part(request.uri().path());
+                let shared = shared.lock().expect("a lock");
+                let last = shared.events.last().expect("there are some");
+                let event = json!({
+                    "room_id": id,
+                    "sender": user,
+                    "type": "m.room.member",
+                    "state_key": user,
+                    "content": { "membership": "join" },
+                    "origin_server_ts": 1_700_000_000_000_u64,
+                    "depth": last.depth + 1,
+                    "prev_events": [last.event_id],
+                    "auth_events": shared.cited_by_join(&user),
+                });
+                (200, json!({ "event": event, "room_version": VERSION }))
+            },
+        );
         let shared = Arc::clone(&self.shared);
-        peer.answer("PUT", "/_matrix/federation/v2/send_join/*", move |request| {
-            assert_eq!(request.uri().query(), Some("omit_members=true"));
-            let mut shared = shared.lock().expect("a lock");
-            let state: Vec<_> = shared.state.values().cloned().collect();
-            let is_told = |event: &&Verified| event.event_type.to_string() != "m.room.member";
-            let told: Vec<_> = state.iter().filter(is_told).cloned().collect();
-            let answer = json!({
-                "state": Shared::pdus(&told),
-                "auth_chain": Shared::pdus(&shared.auth_chain(&told)),
-                "members_omitted": true,
-                "servers_in_room": shared.servers,
-                "origin": "peer",
-            });
-            let last = shared.events.last().expect("there are some").event_id.to_string();
-            shared.told.insert(last, state);
-            let join = std::str::from_utf8(request.body()).expect("text");
-            let join: Value = serde_json::from_str(join).expect("JSON");
-            let rules = hearth::events::version::rules(&VERSION.try_into().expect("a version"));
-            let rules = rules.expect("it is served");
-            let bytes = join.to_string();
-            let parsed = hearth::events::format::parse(bytes.as_bytes(), rules).expect("an event");
-            let json = hearth::events::canonical::to_vec(&parsed.object);
-            let pdu = hearth::events::Pdu::from_stored(parsed.event_id, json.into(), false);
-            shared.add(&Verified::from_stored(pdu.expect("an event")));
-            (200, answer)
-        });
+        peer.answer(
+            "PUT",
+            "/_matrix/federation/v2/send_join/*",
+            move |request| {
+                assert_eq!(request.uri().query(), Some("omit_members=true"));
+                let mut shared = shared.lock().expect("a lock");
+                let state: Vec<_> = shared.state.values().cloned().collect();
+                let is_told = |event: &&Verified| event.event_type.to_string() != "m.room.member";
+                let told: Vec<_> = state.iter().filter(is_told).cloned().collect();
+                let answer = json!({
+                    "state": Shared::pdus(&told),
+                    "auth_chain": Shared::pdus(&shared.auth_chain(&told)),
+                    "members_omitted": true,
+                    "servers_in_room": shared.servers,
+                    "origin": "peer",
+                });
+                let last = shared
+                    .events
+                    .last()
+                    .expect("there are some")
+                    .event_id
+                    .to_string();
+                shared.told.insert(last, state);
+                let join = std::str::from_utf8(request.body()).expect("text");
+                let join: Value = serde_json::from_str(join).expect("JSON");
+                let rules = hearth::events::version::rules(&VERSION.try_into().expect("a version"));
+                let rules = rules.expect("it is served");
+                let bytes = join.to_string();
+                let parsed =
+                    hearth::events::format::parse(bytes.as_bytes(), rules).expect("an event");
+                let json = hearth::events::canonical::to_vec(&parsed.object);
+                let pdu = hearth::events::Pdu::from_stored(parsed.event_id, json.into(), false);
+                shared.add(&Verified::from_stored(pdu.expect("an event")));
+                (200, answer)
+            },
+        );
     }
 
     fn serve_state(&self, peer: &Peer) {
@@ -254,7 +281,10 @@ impl FarRoom {
                     return (503, json!({ "errcode": "M_UNKNOWN", "error": "not yet" }));
                 }
                 let shared = shared.lock().expect("a lock");
-                let at = request.uri().query().and_then(|query| query.strip_prefix("event_id="));
+                let at = request
+                    .uri()
+                    .query()
+                    .and_then(|query| query.strip_prefix("event_id="));
                 let Some(state) = shared.told.get(&last_part(at.unwrap_or_default())) else {
                     return (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" }));
                 };
@@ -277,11 +307,14 @@ impl FarRoom {
             let id = last_part(request.uri().path());
             let shared = shared.lock().expect("a lock");
             match shared.event(&id) {
-                Some(event) => (200, json!({
-                    "origin": "peer",
-                    "origin_server_ts": 1,
-                    "pdus": [pdu_json(event)],
-                })),
+                Some(event) => (
+                    200,
+                    json!({
+                        "origin": "peer",
+                        "origin_server_ts": 1,
+                        "pdus": [pdu_json(event)],
+                    }),
+                ),
                 None => (404, json!({ "errcode": "M_NOT_FOUND", "error": "no" })),
             }
         });
@@ -296,7 +329,10 @@ impl FarRoom {
     async fn send(&self, server: &TestServer, events: &[&Verified]) {
         let pdus: Vec<Value> = events.iter().map(|event| pdu_json(event)).collect();
         let last = events.last().expect("there are some");
-        let target = format!("/_matrix/federation/v1/send/{}", escaped(last.event_id.as_str()));
+        let target = format!(
+            "/_matrix/federation/v1/send/{}",
+            escaped(last.event_id.as_str())
+        );
         let body = json!({ "origin": self.peer.name, "origin_server_ts": 1, "pdus": pdus });
         self.peer.put(server, &target, body).await.ok();
     }
@@ -305,8 +341,14 @@ impl FarRoom {
 /// The last part of a path, decoded.
 fn last_part(path: &str) -> String {
     let last = path.rsplit('/').next().unwrap_or_default();
-    let decoded = last.replace("%21", "!").replace("%24", "$").replace("%40", "@");
-    decoded.replace("%3A", ":").replace("%2B", "+").replace("%2F", "/")
+    let decoded = last
+        .replace("%21", "!")
+        .replace("%24", "$")
+        .replace("%40", "@");
+    decoded
+        .replace("%3A", ":")
+        .replace("%2B", "+")
+        .replace("%2F", "/")
 }
 
 /// What users of partial rooms say besides.
@@ -331,7 +373,8 @@ impl User {
 
     async fn far_event(&self, room: &FarRoom, event: &Verified) -> Answer {
         let id = escaped(event.event_id.as_str());
-        self.get(&room_path(&room.id, &format!("/event/{id}"))).await
+        self.get(&room_path(&room.id, &format!("/event/{id}")))
+            .await
     }
 
     /// All members of a room, by user ID; waits for them.
@@ -380,7 +423,10 @@ async fn state_before(server: &TestServer, room: &FarRoom, event: &Verified) -> 
 /// The IDs of the state of a room as its own server has it; sorted.
 fn own_state(room: &FarRoom) -> Vec<String> {
     let shared = room.shared();
-    let ids = shared.state.values().map(|event| event.event_id.to_string());
+    let ids = shared
+        .state
+        .values()
+        .map(|event| event.event_id.to_string());
     let mut ids: Vec<_> = ids.collect();
     ids.sort_unstable();
     ids
@@ -392,7 +438,10 @@ fn check(server: &TestServer, room: &FarRoom) {
     let snapshot = server.store.snapshot().expect("a snapshot");
     let id = RoomId::parse(&room.id).expect("a room ID");
     let number = server.rooms.resident(&id).expect("it is here");
-    let found = server.rooms.verify(&snapshot, number).expect("it can be read");
+    let found = server
+        .rooms
+        .verify(&snapshot, number)
+        .expect("it can be read");
     let found: Vec<String> = found.iter().map(ToString::to_string).collect();
     assert!(found.is_empty(), "{found:#?}");
 }
@@ -430,7 +479,10 @@ async fn a_room_is_used_while_its_members_are_fetched_and_whole_afterwards() {
         escaped(&room.id),
         escaped(&room.peer.user("eve"))
     );
-    room.peer.get(&server, &target).await.fails(404, "M_NOT_FOUND");
+    room.peer
+        .get(&server, &target)
+        .await
+        .fails(404, "M_NOT_FOUND");
 
     let members = alice.members(&room);
     let waiting = alice.wait_since(&eager);
@@ -449,7 +501,10 @@ async fn a_room_is_used_while_its_members_are_fetched_and_whole_afterwards() {
     check(&server, &room);
     assert_eq!(state_before(&server, &room, &said).await, own_state(&room));
     let sent = room.peer.seen();
-    assert!(sent.iter().any(|seen| seen.starts_with("PUT /_matrix/federation/v1/send/")));
+    assert!(
+        sent.iter()
+            .any(|seen| seen.starts_with("PUT /_matrix/federation/v1/send/"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -472,7 +527,10 @@ async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_count
         let fixed = ["m.room.create", "m.room.power_levels"];
         let fixed = fixed.iter().filter_map(|of| shared.current(of, ""));
         let all = fixed.chain(members.iter().copied());
-        Some(all.map(|event| event.event_id.to_string()).collect::<Vec<_>>())
+        Some(
+            all.map(|event| event.event_id.to_string())
+                .collect::<Vec<_>>(),
+        )
     };
     let kick = room.make(
         "derek",
@@ -497,7 +555,10 @@ async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_count
     assert_eq!(members.get(&elsie).map(String::as_str), Some("join"));
     let left = members.get(&room.peer.user("derek"));
     assert_eq!(left.map(String::as_str), Some("leave"));
-    alice.far_event(&room, &kick).await.fails(404, "M_NOT_FOUND");
+    alice
+        .far_event(&room, &kick)
+        .await
+        .fails(404, "M_NOT_FOUND");
     let found = alice.state(&room.id, "m.room.test", "").await.ok();
     assert_eq!(found["by"], "elsie");
     assert_eq!(state_before(&server, &room, &said).await, own_state(&room));
@@ -506,7 +567,11 @@ async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_count
     let query = format!("since={}", synced.next);
     let corrected = alice.sync_filtered(&lazy(), &query).await;
     let section = &corrected.joined(&room.id)["state"];
-    assert!(find(section, "m.room.test", "").is_some(), "{}", corrected.body);
+    assert!(
+        find(section, "m.room.test", "").is_some(),
+        "{}",
+        corrected.body
+    );
     // The room goes on as if nothing had been.
     let after = room.say("elsie", "I am here");
     room.send(&server, &[&after]).await;
@@ -521,16 +586,23 @@ async fn another_server_of_the_room_is_asked_when_one_fails() {
     let other = Peer::start().await;
     room.serve(&other);
     room.shared().servers.push(other.name.to_string());
-    room.peer.answer("GET", "/_matrix/federation/v1/state_ids/*", |_| (200, json!({})));
+    room.peer
+        .answer("GET", "/_matrix/federation/v1/state_ids/*", |_| {
+            (200, json!({}))
+        });
     room.tell();
     alice.join_far(&room).await;
 
     let members = alice.members(&room).await;
 
-    assert!(members.contains_key(&room.peer.user("derek")), "{members:?}");
+    assert!(
+        members.contains_key(&room.peer.user("derek")),
+        "{members:?}"
+    );
     let asked = |peer: &Peer| {
         let seen = peer.seen();
-        seen.iter().any(|seen| seen.starts_with("GET /_matrix/federation/v1/state_ids/"))
+        seen.iter()
+            .any(|seen| seen.starts_with("GET /_matrix/federation/v1/state_ids/"))
     };
     assert!(asked(&room.peer) && asked(&other));
     check(&server, &room);
@@ -560,7 +632,10 @@ async fn a_restart_goes_on_with_what_is_left() {
     room.tell();
 
     let members = alice.members(&room).await;
-    assert!(members.contains_key(&room.peer.user("charlie")), "{members:?}");
+    assert!(
+        members.contains_key(&room.peer.user("charlie")),
+        "{members:?}"
+    );
     assert_eq!(state_before(&server, &room, &said).await, own_state(&room));
     check(&server, &room);
 }
@@ -575,9 +650,11 @@ async fn users_leave_and_come_back_before_the_members_are_known() {
     alice.leave(&room.id).await.ok();
     let seen = bob.lazily(|synced| {
         let events = synced.joined(&room.id)["timeline"]["events"].as_array();
-        events.is_some_and(|events| events.iter().any(|event| {
-            event["state_key"] == alice.id.as_str() && event["content"]["membership"] == "leave"
-        }))
+        events.is_some_and(|events| {
+            events.iter().any(|event| {
+                event["state_key"] == alice.id.as_str() && event["content"]["membership"] == "leave"
+            })
+        })
     });
     seen.await;
     check(&server, &room);
@@ -585,8 +662,16 @@ async fn users_leave_and_come_back_before_the_members_are_known() {
     check(&server, &room);
     room.tell();
     let members = bob.members(&room).await;
-    for user in [alice.id.to_string(), bob.id.to_string(), room.peer.user("derek")] {
-        assert_eq!(members.get(&user).map(String::as_str), Some("join"), "{members:?}");
+    for user in [
+        alice.id.to_string(),
+        bob.id.to_string(),
+        room.peer.user("derek"),
+    ] {
+        assert_eq!(
+            members.get(&user).map(String::as_str),
+            Some("join"),
+            "{members:?}"
+        );
     }
     check(&server, &room);
 }

@@ -58,7 +58,12 @@ impl Federation {
             };
             session.close_gap_before(event.clone(), &removal).await
         };
-        match self.inner.clock.within(FETCH_DEADLINE, work).await {
+        match self
+            .inner
+            .clock
+            .within(FETCH_DEADLINE, Box::pin(work))
+            .await
+        {
             Some(Ok(true)) => Ok(true),
             Some(Err(error)) => Err(error),
             Some(Ok(false)) | None if self.puts_out(&event) => {

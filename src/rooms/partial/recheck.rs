@@ -194,9 +194,14 @@ fn in_order(
     let mut missing: BTreeMap<EventNumber, usize> = BTreeMap::new();
     let mut later: BTreeMap<EventNumber, Vec<EventNumber>> = BTreeMap::new();
     for (event, meta) in &metas {
-        let auth = meta.auth_states.iter().filter_map(|state| by_state.get(state));
+        let auth = meta
+            .auth_states
+            .iter()
+            .filter_map(|state| by_state.get(state));
         let cited: BTreeSet<EventNumber> = meta.prev_events.iter().chain(auth).copied().collect();
-        let among = cited.into_iter().filter(|cited| cited != event && metas.contains_key(cited));
+        let among = cited
+            .into_iter()
+            .filter(|cited| cited != event && metas.contains_key(cited));
         let mut count = 0;
         for cited in among {
             later.entry(cited).or_default().push(*event);
@@ -234,7 +239,9 @@ fn ends(
     let mut numbers: Vec<EventNumber> = head.extremities.iter().map(|(end, _)| *end).collect();
     if has_changed {
         let mut metas = BTreeMap::new();
-        let rows = source.snapshot()?.scan(METAS.prefix(&(head.room,)), Order::Forward);
+        let rows = source
+            .snapshot()?
+            .scan(METAS.prefix(&(head.room,)), Order::Forward);
         for row in rows {
             let ((_, event), meta) = row?;
             metas.insert(event, meta);
@@ -327,7 +334,9 @@ impl Rooms {
         let states: Vec<_> = states.collect();
         batch.before_publish(move |position| {
             let caches = &rooms.caches;
-            caches.bodies_changed.fetch_max(position.0, Ordering::AcqRel);
+            caches
+                .bodies_changed
+                .fetch_max(position.0, Ordering::AcqRel);
             for event in events {
                 caches.events.remove(&(room, event));
             }

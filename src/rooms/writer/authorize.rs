@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use super::place::{self, Basis, Current, Ends, Numbers, Prepared, Site, Turn};
 use crate::events::{
-    EventNumber, NewPdu, Pdu, PowerLevels, StateNumber, Verified, auth,
+    Authorized, EventNumber, NewPdu, Pdu, PowerLevels, StateNumber, Verified, auth,
     extremities::{self, MAX_CITED},
     version,
 };
@@ -140,22 +140,7 @@ fn send(
         .timestamp
         .unwrap_or_else(|| milliseconds(rooms.clock.now_ms()));
     let event = build(head, source, cited, (new, timestamp), &gathered)?;
-    let fetch = |event_type: &StateEventType, key: &str| {
-        let found = gathered
-            .auth
-            .iter()
-            .find(|known| known.event_type == *event_type && known.key == key);
-        found.map(|found| Arc::clone(&found.event.pdu))
-    };
-    if new.event_type == TimelineEventType::RoomMember {
-        auth::check_sending(&head.rules.authorization, &event, fetch)?;
-    }
-    let rules = &head.rules.authorization;
-    let authorized = match site.basis.levels(rooms, head, source)? {
-        Some(levels) => event.authorize_with_levels(rules, &levels, fetch),
-        None => event.authorize(rules, fetch),
-    };
-    let event = authorized.map_err(|refused| refused.error)?;
+    let event = check(rooms, site, event, &gathered)?;
     let pdu = Arc::new(event.into_pdu());
     let id = EventKey::of(&pdu.event_id);
     let mut meta = meta(rooms, site, &pdu, numbers, &gathered);
@@ -210,6 +195,31 @@ fn send(
         next,
         turn: turn.map(Box::new),
     })
+}
+
+/// Holds an event against the rules.
+fn check(
+    rooms: &Rooms,
+    site: &Site<'_>,
+    event: Verified,
+    gathered: &Gathered,
+) -> Result<Authorized, Error> {
+    let fetch = |event_type: &StateEventType, key: &str| {
+        let found = gathered
+            .auth
+            .iter()
+            .find(|known| known.event_type == *event_type && known.key == key);
+        found.map(|found| Arc::clone(&found.event.pdu))
+    };
+    let rules = &site.head.rules.authorization;
+    if event.event_type == TimelineEventType::RoomMember {
+        auth::check_sending(rules, &event, fetch)?;
+    }
+    let authorized = match site.basis.levels(rooms, site.head, site.source)? {
+        Some(levels) => event.authorize_with_levels(rules, &levels, fetch),
+        None => event.authorize(rules, fetch),
+    };
+    Ok(authorized.map_err(|refused| refused.error)?)
 }
 
 /// What a redaction leaves behind for an event that has not come: when it comes, it is redacted at once.
