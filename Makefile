@@ -43,7 +43,7 @@ build: system ## Builds the binary for this machine.
 	cargo build --release --bin hearth
 
 .PHONY: test
-test: lint unit doc deny spelling fuzz-build clients ## Everything that CI runs.
+test: lint unit doc deny spelling fuzz-build clients interop ## Everything that CI runs.
 
 .PHONY: lint
 lint: system ## Formatting and lints; warnings are errors.
