@@ -140,9 +140,13 @@ impl Sync {
             timeline.after = self.current_root(view, scope.room)?;
             timeline.has_gaps = true;
         }
+        let is_whole_now = match known {
+            Some(since) => self.was_completed_since(view, scope.room, since)?,
+            None => false,
+        };
         let key = timeline
             .as_ref()
-            .filter(|_| !has_forks)
+            .filter(|_| !has_forks && !is_whole_now)
             .and_then(|timeline| self.fragment_key(view, scope, timeline, known));
         let reader = view.request.viewer.user;
         if let Some(key) = &key
@@ -157,25 +161,15 @@ impl Sync {
             None => self.current_root(view, scope.room)?,
         };
         let mut range = self.state_range(view, scope.room, (timeline.as_ref(), current), known)?;
-        let is_whole_now = match known {
-            Some(since) => self.was_completed_since(view, scope.room, since)?,
-            None => false,
-        };
-        if is_whole_now {
-            // What the client knows of the state was a part of it, or wrong.
-            range.known = None;
-        } else if let (Some(since), true) = (known, has_forks) {
-            let is_whole = view.request.is_full_state;
-            range.has_forks = true;
-            range.known = match is_whole {
+        if let Some(since) = known.filter(|_| has_forks || is_whole_now) {
+            range.has_forks = has_forks;
+            // What the client knows of the state of a partial room was a part of it, or wrong.
+            range.known = match view.request.is_full_state || is_whole_now {
                 true => None,
                 false => self.root_at(view, scope.room, since)?,
             };
         }
-        let summary = match range.known {
-            Some(known) if known == range.end && !view.request.is_full_state => None,
-            _ => Some(self.summary(view, scope.room, current)?),
-        };
+        let summary = self.summary_for(view, scope.room, &range, current)?;
         let members = lazy_members(view, &range, summary.as_ref());
         let state = self.state(view, scope, range, timeline.as_ref(), members)?;
         let section = Section { timeline, state };
@@ -200,6 +194,20 @@ impl Sync {
             .timeline
             .is_some_and(|timeline| !timeline.events.is_empty() || timeline.is_limited);
         Ok(has_timeline || !section.state.is_empty())
+    }
+
+    /// The summary, if there may be news in it.
+    fn summary_for(
+        &self,
+        view: &View<'_>,
+        room: RoomNumber,
+        range: &StateRange,
+        current: RootNumber,
+    ) -> Result<Option<Summary>, Error> {
+        match range.known {
+            Some(known) if known == range.end && !view.request.is_full_state => Ok(None),
+            _ => Ok(Some(self.summary(view, room, current)?)),
+        }
     }
 
     /// Whether the members of the room have become known since.

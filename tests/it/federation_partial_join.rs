@@ -158,7 +158,7 @@ impl FarRoom {
         let user = self.peer.user(localpart);
         let content = json!({ "membership": membership });
         let cited = (membership == "join").then(|| self.shared().cited_by_join(&user));
-        let event = self.make(localpart, "m.room.member", Some(&user), content, cited);
+        let event = self.make(localpart, "m.room.member", Some(&user), &content, cited);
         self.shared().add(&event);
         event
     }
@@ -169,7 +169,7 @@ impl FarRoom {
         sender: &str,
         event_type: &str,
         key: Option<&str>,
-        content: Value,
+        content: &Value,
         auth_events: Option<Vec<String>>,
     ) -> Verified {
         let shared = self.shared();
@@ -191,7 +191,7 @@ impl FarRoom {
     }
 
     fn add(&self, sender: &str, event_type: &str, key: Option<&str>, content: Value) -> Verified {
-        let event = self.make(sender, event_type, key, content, None);
+        let event = self.make(sender, event_type, key, &content, None);
         self.shared().add(&event);
         event
     }
@@ -228,7 +228,8 @@ impl FarRoom {
                     "origin_server_ts": 1_700_000_000_000_u64,
                     "depth": last.depth + 1,
                     "prev_events": [last.event_id],
-                    "auth_events": shared.cited_by_join(&user),
+                    // Whatever the user was before is kept back.
+                "auth_events": shared.cited_by_join(""),
                 });
                 (200, json!({ "event": event, "room_version": VERSION }))
             },
@@ -536,7 +537,7 @@ async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_count
         "derek",
         "m.room.member",
         Some(&elsie),
-        json!({ "membership": "leave" }),
+        &json!({ "membership": "leave" }),
         auth(&[&derek_joined, &elsie_joined]),
     );
     // It stands in the graph, and has no part in the state.
@@ -674,4 +675,33 @@ async fn users_leave_and_come_back_before_the_members_are_known() {
         );
     }
     check(&server, &room);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_let_in_wrongly_is_out_when_the_state_has_come() {
+    let server = TestServer::federating(&[]).await;
+    let (alice, room) = (server.user("alice").await, FarRoom::new().await);
+    room.add(
+        "charlie",
+        "m.room.member",
+        Some(&alice.id),
+        json!({ "membership": "ban" }),
+    );
+    alice.join_far(&room).await;
+    assert!(is_partial(&server, &room));
+
+    room.tell();
+
+    let deadline = Instant::now() + PATIENCE;
+    while is_partial(&server, &room) {
+        assert!(Instant::now() < deadline, "it stays partial");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    check(&server, &room);
+    let synced = alice.sync().await;
+    assert!(synced.joined(&room.id).is_null(), "{}", synced.body);
+    alice
+        .get(&room_path(&room.id, "/members"))
+        .await
+        .fails(403, "M_FORBIDDEN");
 }

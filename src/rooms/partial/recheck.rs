@@ -71,7 +71,7 @@ impl RoomWriter {
         if !self.head().row.partial {
             return Ok(Recheck::Done);
         }
-        let work = self.with_source(|head, source| run(head, source)).await?;
+        let work = self.with_source(run).await?;
         let Some(work) = work else {
             return Ok(Recheck::Lacking);
         };
