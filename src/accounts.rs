@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     account_data::{AccountData, FULLY_READ, GLOBAL, IGNORED_USERS, Ignored, PUSH_RULES, TAGS},
-    devices::{DeviceInfo, NewDevice},
+    devices::{DeviceChange, DeviceFate, DeviceInfo, NewDevice},
     directory::Found,
     own_rules::OwnRules,
     password::Config as PasswordConfig,
@@ -203,6 +203,8 @@ impl Accounts {
 const ACCOUNT_DATA_CHANGED: u8 = 4;
 /// Kind of the log entry of a changed profile or an ended account: user u32. The user's rooms must follow.
 pub const PROFILE_CHANGED: u8 = 12;
+/// Kind of the log entry of a device that has come, changed or gone: [`DeviceChange`].
+const DEVICE_CHANGED: u8 = 13;
 
 /// The number of a user, local or remote, in keys. Given out once, never reused.
 #[derive(

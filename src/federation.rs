@@ -6,6 +6,7 @@
 mod backfill;
 pub mod client;
 mod config;
+mod device_lists;
 pub mod discovery;
 mod edu;
 mod fetch;
@@ -25,6 +26,7 @@ mod sender;
 pub mod server_keys;
 mod space;
 mod third_party;
+mod to_device;
 
 use std::{sync::Arc, time::Duration};
 
@@ -47,6 +49,7 @@ pub use self::{
 use crate::{
     accounts::{self, Accounts},
     clock::Clock,
+    encryption::{self, Encryption},
     ephemeral::{self, Ephemeral},
     events::Signer,
     rooms::{self, Rooms},
@@ -103,6 +106,8 @@ pub enum Error {
     Storage(#[from] storage::Error),
     #[error(transparent)]
     Ephemeral(#[from] ephemeral::Error),
+    #[error(transparent)]
+    Encryption(#[from] encryption::Error),
 }
 
 impl Error {
@@ -141,6 +146,7 @@ pub struct Parts<'a> {
     pub accounts: Accounts,
     pub rooms: Rooms,
     pub ephemeral: Ephemeral,
+    pub encryption: Encryption,
     pub metrics: &'a Metrics,
 }
 
@@ -157,6 +163,7 @@ struct Inner {
     accounts: Accounts,
     rooms: Rooms,
     ephemeral: Ephemeral,
+    encryption: Encryption,
     client: Client,
     config: Config,
     keys: ServerKeys,
@@ -211,6 +218,7 @@ impl Federation {
                 accounts: parts.accounts,
                 rooms: parts.rooms,
                 ephemeral: parts.ephemeral,
+                encryption: parts.encryption,
                 client,
                 config,
                 keys,

@@ -9,6 +9,7 @@ mod aggregations;
 mod alias;
 mod cache;
 pub mod client_event;
+mod comings;
 mod create;
 mod directory;
 mod draft;
@@ -65,6 +66,7 @@ pub use self::{
     adopt::Adoption,
     aggregations::Rendering,
     alias::AliasRow,
+    comings::Coming,
     create::{CreateRoom, Preset},
     directory::{Config as DirectoryConfig, DirectoryPage, DirectoryQuery, Listed},
     event::{EventMeta, EventPlace, Relation, StoredEvent, flag},
@@ -239,7 +241,17 @@ pub struct Published {
     pub head: HeadRow,
     /// Position of the last event.
     pub position: Position,
+    /// The current state has not changed after this.
+    pub state_position: Position,
     recent: timeline::Recent,
+}
+
+impl Published {
+    /// When the current state changed last, if it is that of `head` at `position`.
+    fn state_changed(before: Option<&Arc<Self>>, head: &HeadRow, position: Position) -> Position {
+        let same = before.filter(|before| before.head.root == head.root);
+        same.map_or(position, |before| before.state_position)
+    }
 }
 
 struct Caches {
@@ -303,6 +315,7 @@ impl Rooms {
             let row = Published {
                 head,
                 position,
+                state_position: position,
                 recent,
             };
             published.insert(room, Arc::new(row));

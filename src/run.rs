@@ -120,6 +120,14 @@ fn start_background(server: &Arc<Server>) {
     server
         .tasks
         .start("loose ends", Stage::Followers, merge_ends);
+    let encryption = server.encryption.clone();
+    let follow_devices = move |stop: Stop| {
+        let encryption = encryption.clone();
+        async move { encryption.follow_devices(stop).await }
+    };
+    server
+        .tasks
+        .start("devices", Stage::Followers, follow_devices);
     server.federation.start(&server.tasks);
     server.federation.start_inbox(&server.tasks);
     server.federation.start_resync(&server.tasks);

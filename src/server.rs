@@ -15,6 +15,7 @@ use crate::{
     accounts::{self, Accounts},
     clock::Clock,
     config::Config,
+    encryption::{self, Encryption},
     ephemeral::Ephemeral,
     federation::{self, Federation, Transport},
     outbound::{self, Names, Outbound},
@@ -49,6 +50,8 @@ pub enum Error {
     Outbound(#[from] outbound::Error),
     #[error(transparent)]
     Federation(#[from] federation::Error),
+    #[error(transparent)]
+    Encryption(#[from] encryption::Error),
 }
 
 /// Every part of a running server, in the order in which they are built.
@@ -67,6 +70,7 @@ pub struct Server {
     pub rooms: Rooms,
     pub push: Push,
     pub ephemeral: Ephemeral,
+    pub encryption: Encryption,
     pub sync: Sync,
     pub federation: Federation,
 }
@@ -180,6 +184,12 @@ impl Server {
             config.presence.clone(),
         );
         start_ephemeral(&tasks, &ephemeral);
+        let encryption = Encryption::new(
+            store.clone(),
+            clock.clone(),
+            accounts.clone(),
+            rooms.clone(),
+        )?;
         let sync = Sync::new(
             store.clone(),
             clock.clone(),
@@ -187,6 +197,7 @@ impl Server {
                 accounts: accounts.clone(),
                 rooms: rooms.clone(),
                 ephemeral: ephemeral.clone(),
+                encryption: encryption.clone(),
             },
             closing.clone(),
             &metrics,
@@ -198,6 +209,7 @@ impl Server {
             accounts: accounts.clone(),
             rooms: rooms.clone(),
             ephemeral: ephemeral.clone(),
+            encryption: encryption.clone(),
             metrics: &metrics,
         };
         let federation = Federation::new(parts, transport, config.federation.clone())?;
@@ -214,6 +226,7 @@ impl Server {
             accounts,
             rooms,
             ephemeral,
+            encryption,
             sync,
             federation,
         }))

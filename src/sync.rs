@@ -6,6 +6,7 @@
 //!
 //! Spec: c2s, "Syncing".
 
+mod devices_section;
 mod ephemeral_section;
 pub mod filter;
 mod fragment;
@@ -28,6 +29,7 @@ use self::{fragment::Fragments, summary::Heroes, token::Token, v3::Answer};
 use crate::{
     accounts::{self, Accounts},
     clock::Clock,
+    encryption::{self, Encryption},
     ephemeral::{self, Ephemeral},
     rooms::{self, Class, Rooms, client_event::Viewer},
     storage::{self, Snapshot, Store, Topic},
@@ -42,6 +44,8 @@ pub enum Error {
     Token(#[from] token::Malformed),
     #[error(transparent)]
     Ephemeral(#[from] ephemeral::Error),
+    #[error(transparent)]
+    Encryption(#[from] encryption::Error),
     #[error(transparent)]
     Rooms(#[from] rooms::Error),
     #[error(transparent)]
@@ -87,6 +91,7 @@ pub struct Parts {
     pub accounts: Accounts,
     pub rooms: Rooms,
     pub ephemeral: Ephemeral,
+    pub encryption: Encryption,
 }
 
 /// Answers syncs. Cheap to clone.
@@ -101,6 +106,7 @@ struct Inner {
     accounts: Accounts,
     rooms: Rooms,
     ephemeral: Ephemeral,
+    encryption: Encryption,
     fragments: Fragments,
     heroes: Heroes,
     closing: Stop,
@@ -131,6 +137,7 @@ impl Sync {
             accounts,
             rooms,
             ephemeral,
+            encryption,
         } = parts;
         let waiting = Gauge::default();
         metrics.register("sync_waiting", "Syncs that wait for news.", waiting.clone());
@@ -140,6 +147,7 @@ impl Sync {
             accounts,
             rooms,
             ephemeral,
+            encryption,
             fragments: Fragments::default(),
             heroes: Heroes::default(),
             closing,
@@ -209,13 +217,15 @@ impl Sync {
             return Ok(false);
         };
         let rooms = self.inner.rooms.rooms_of(snapshot, request.viewer.user)?;
+        // Who comes or goes is told of all members.
+        if rooms.iter().any(|entry| entry.position > since.position) {
+            return Ok(false);
+        }
         let changed = rooms.iter().filter(|entry| {
-            entry.position > since.position
-                || self
-                    .inner
-                    .rooms
-                    .published(entry.room)
-                    .is_some_and(|room| room.position > since.position)
+            self.inner
+                .rooms
+                .published(entry.room)
+                .is_some_and(|room| room.position > since.position)
                 || self
                     .inner
                     .ephemeral

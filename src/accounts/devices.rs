@@ -10,12 +10,12 @@ use std::{
 use ruma::{DeviceId, OwnedDeviceId};
 
 use super::{
-    Accounts, Error, Issued, Refreshable, Session, UserNumber, device_hash,
+    Accounts, DEVICE_CHANGED, Error, Issued, Refreshable, Session, UserNumber, device_hash,
     rows::{DEVICES, Device, SEEN, Seen},
     tokens::device_key,
 };
 use crate::{
-    storage::{Batch, Cbor, Guard, Order, Snapshot, Topic},
+    storage::{Batch, Cbor, Guard, LogEntry, Order, Snapshot, Topic},
     tasks::Stop,
 };
 
@@ -50,6 +50,51 @@ pub struct DeviceInfo {
     pub last_seen_ip: Option<String>,
     /// Milliseconds since the Unix epoch.
     pub last_seen_ms: Option<u64>,
+}
+
+/// What became of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum DeviceFate {
+    Made = 1,
+    Renamed = 2,
+    Ended = 3,
+}
+
+/// A device that has come, changed or gone, as the log tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceChange {
+    pub user: UserNumber,
+    pub device: OwnedDeviceId,
+    pub fate: DeviceFate,
+}
+
+impl DeviceChange {
+    /// The change that an entry of the log tells of, if it does.
+    pub fn logged(entry: &LogEntry) -> Option<Self> {
+        let payload = (entry.kind == DEVICE_CHANGED).then_some(&*entry.payload)?;
+        let (user, rest) = payload.split_first_chunk()?;
+        let (fate, device) = rest.split_first()?;
+        let fate = match fate {
+            1 => DeviceFate::Made,
+            2 => DeviceFate::Renamed,
+            _ => DeviceFate::Ended,
+        };
+        Some(Self {
+            user: UserNumber(u32::from_be_bytes(*user)),
+            device: std::str::from_utf8(device).ok()?.into(),
+            fate,
+        })
+    }
+}
+
+/// Notes in the log what becomes of a device.
+fn log(batch: &mut Batch, (user, device): (UserNumber, &DeviceId), fate: DeviceFate) {
+    let mut payload = user.0.to_be_bytes().to_vec();
+    payload.push(fate as u8);
+    payload.extend_from_slice(device.as_bytes());
+    batch.log(DEVICE_CHANGED, &payload);
+    batch.wake(Topic::Devices);
 }
 
 /// Sightings that are not written yet.
@@ -104,6 +149,18 @@ impl Accounts {
     ) -> Result<Issued, Error> {
         check_display_name(new.display_name.as_deref())?;
         let (issued, tokens) = self.issue(batch, user, id, new.refreshable);
+        let fate = match &before {
+            None => Some(DeviceFate::Made),
+            Some(before)
+                if new.display_name.is_some() && new.display_name != before.display_name =>
+            {
+                Some(DeviceFate::Renamed)
+            }
+            Some(_) => None,
+        };
+        if let Some(fate) = fate {
+            log(batch, (user, id), fate);
+        }
         let mut row = before.unwrap_or_else(|| Device {
             created_ms: self.inner.clock.now_ms(),
             ..Device::default()
@@ -144,6 +201,29 @@ impl Accounts {
         };
         let seen = snapshot.get(&SEEN, &key)?.map(|Cbor(seen)| seen);
         Ok(Some(self.device_info(user, id.to_owned(), row, seen)))
+    }
+
+    /// The IDs of the devices of `user`.
+    pub fn device_ids(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+    ) -> Result<Vec<OwnedDeviceId>, Error> {
+        let rows = snapshot.scan(DEVICES.prefix(&(user,)), Order::Forward);
+        rows.map(|row| row.map(|((_, id), _)| (&*id.0).into()))
+            .collect::<Result<_, _>>()
+            .map_err(Error::from)
+    }
+
+    /// Whether `user` has a device of this ID.
+    pub fn has_device(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        id: &DeviceId,
+    ) -> Result<bool, Error> {
+        let is_possible = id.as_str().len() <= MAX_DEVICE_ID_BYTES;
+        Ok(is_possible && snapshot.has(&DEVICES, &(user, device_key(id.as_str())))?)
     }
 
     fn device_info(
@@ -189,11 +269,12 @@ impl Accounts {
             .read(move |snapshot| Ok::<_, Error>(snapshot.get(&DEVICES, &read)?))
             .await?;
         let Cbor(mut row) = row.ok_or(Error::UnknownDevice)?;
-        if name.is_none() {
+        if name.is_none() || name == row.display_name {
             return Ok(());
         }
         row.display_name = name;
         let mut batch = Batch::new();
+        log(&mut batch, (user, id), DeviceFate::Renamed);
         batch.put(&DEVICES, &key, &Cbor(row));
         batch.hold(turn);
         self.inner.store.submit(batch).await?;
@@ -268,6 +349,7 @@ impl Accounts {
             self.end_tokens(batch, &row.tokens);
             batch.delete(&DEVICES, &key);
             batch.delete(&SEEN, &key);
+            log(batch, (user, id), DeviceFate::Ended);
             batch.wake(Topic::Device(user.0, device_hash(id)));
             let mut sightings = self
                 .inner

@@ -12,6 +12,7 @@ mod discovery;
 pub(super) mod events;
 mod filter;
 mod history;
+mod keys;
 mod membership;
 mod message;
 mod presence;
@@ -28,6 +29,7 @@ mod state;
 mod sync;
 mod tag;
 mod threads;
+mod to_device;
 mod typing;
 mod uiaa;
 mod user_directory;
@@ -77,6 +79,8 @@ pub(super) fn routes() -> Routes {
         .join(space::routes())
         .join(relations::routes())
         .join(threads::routes())
+        .join(to_device::routes())
+        .join(keys::routes())
 }
 
 /// The user of a session.

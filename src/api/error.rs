@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::routes::{Body, Response};
 use crate::{
-    accounts, ephemeral,
+    accounts, encryption, ephemeral,
     federation::{self, MembershipError},
     push, rooms,
     server::NoticeError,
@@ -367,8 +367,20 @@ impl From<sync::Error> for Error {
         match error {
             E::Token(error) => Self::invalid_param(error.to_string()),
             E::Ephemeral(error) => error.into(),
+            E::Encryption(error) => error.into(),
             E::Rooms(error) => error.into(),
             E::Accounts(error) => error.into(),
+            E::Storage(error) => error.into(),
+        }
+    }
+}
+
+impl From<encryption::Error> for Error {
+    fn from(error: encryption::Error) -> Self {
+        use encryption::Error as E;
+        match error {
+            E::Accounts(error) => error.into(),
+            E::Rooms(error) => error.into(),
             E::Storage(error) => error.into(),
         }
     }
@@ -503,6 +515,7 @@ impl Error {
             E::Accounts(error) => error.into(),
             E::Storage(error) => error.into(),
             E::Ephemeral(error) => error.into(),
+            E::Encryption(error) => error.into(),
             error @ E::Request(_) => Self::internal(error),
         }
     }

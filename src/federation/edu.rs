@@ -1,8 +1,7 @@
 //! EDUs of other servers: checked here, kept by `ephemeral`.
 //!
 //! A server speaks for its own users only, and for the rooms that they are in and whose access list lets it in. What is
-//! malformed or said about others is passed over, one entry at a time. Device lists and to-device messages are not taken: this
-//! server has no end-to-end encryption yet.
+//! malformed or said about others is passed over, one entry at a time.
 //!
 //! Spec: s2s, "EDUs", "Typing Notifications", "Presence", "Receipts", "Server Access Control Lists (ACLs)".
 
@@ -97,6 +96,11 @@ impl Federation {
             "m.typing" => self.receive_typing(origin, content).await,
             "m.receipt" => self.receive_receipts(origin, content).await,
             "m.presence" => self.receive_presence(origin, content).await,
+            "m.device_list_update" => self.receive_device_list(origin, content).await,
+            "m.signing_key_update" | "org.matrix.signing_key_update" => {
+                self.receive_signing_key(origin, content).await
+            }
+            "m.direct_to_device" => self.receive_to_device(origin, content).await,
             other => {
                 tracing::trace!(%origin, edu_type = other, "an EDU of a kind that is not taken");
                 Ok(())

@@ -37,10 +37,11 @@ use self::{
     route::Routes,
     volatile::Receipt,
 };
-use super::{Error, Federation, Mode, edu::WaitingReceipts};
+use super::{Error, Federation, Mode, device_lists::ListEdu, edu::WaitingReceipts};
 use crate::{
     accounts::UserNumber,
     clock::Clock,
+    encryption::{LOG_DEVICE_LIST, ListChange},
     ephemeral::{
         LOG_RECEIPT, LocalChanges, LocalPresence, ReceiptKind, ReceiptPlace, RemoteReceipt,
     },
@@ -111,6 +112,8 @@ struct Dealt {
     presence: Vec<(ServerNumber, Arc<LocalPresence>)>,
     /// Receipts of other servers whose events have come.
     placed: Vec<(RoomNumber, RemoteReceipt)>,
+    /// Changes of device lists, with the positions at which the log tells of them.
+    lists: Vec<(Position, ListEdu)>,
 }
 
 impl Sender {
@@ -238,6 +241,7 @@ impl Federation {
             let read = move |snapshot: &Snapshot| federation.deal(snapshot, &entries);
             dealt = self.inner.store.read(read).await?;
         }
+        self.queue_lists(&dealt.lists).await?;
         let now_ms = self.inner.clock.now_ms();
         {
             let mut destinations = sender.lock();
@@ -268,6 +272,9 @@ impl Federation {
         if let Some((room, number)) = Rooms::logged_event(entry) {
             return !self.inner.sender.receipts.is_empty() || !rooms.stays_here(room, number);
         }
+        if entry.kind == LOG_DEVICE_LIST {
+            return true;
+        }
         let place = (entry.kind == LOG_RECEIPT)
             .then(|| ReceiptPlace::decode(&entry.payload))
             .flatten();
@@ -287,6 +294,8 @@ impl Federation {
                 let waiting = self.inner.sender.receipts.take(event.event_id());
                 dealt.placed.extend(waiting);
                 self.deal_presence(snapshot, room, &event, &mut dealt)?;
+                let list = self.join_edu(snapshot, room, &event)?;
+                dealt.lists.extend(list.map(|list| (entry.position, list)));
                 let Some(targets) = self.targets(snapshot, room, &event)? else {
                     continue;
                 };
@@ -299,6 +308,9 @@ impl Federation {
                     };
                     dealt.events.push((server, queued));
                 }
+            } else if let Some(change) = ListChange::logged(entry) {
+                let list = self.list_edu(snapshot, &change)?;
+                dealt.lists.extend(list.map(|list| (entry.position, list)));
             } else if let Some(place) = ReceiptPlace::decode(&entry.payload) {
                 self.deal_receipt(snapshot, place, &mut dealt)?;
             }
@@ -391,9 +403,15 @@ impl Federation {
             for room in rooms.all() {
                 servers.extend(federation.servers_now(snapshot, room)?.iter().copied());
             }
-            Ok(servers)
+            let mut lists = Vec::new();
+            for change in federation.inner.encryption.local_changes(snapshot, after)? {
+                let list = federation.list_edu(snapshot, &change)?;
+                lists.extend(list.map(|list| (after, list)));
+            }
+            Ok((servers, lists))
         };
-        let servers = self.inner.store.read(read).await?;
+        let (servers, lists) = self.inner.store.read(read).await?;
+        self.queue_lists(&lists).await?;
         tracing::warn!(
             servers = servers.len(),
             "the log has been cut before all of it was sent; rooms are looked through instead"

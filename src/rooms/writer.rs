@@ -566,8 +566,10 @@ impl Rooms {
                 .published
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let recent = all.get(&room).map(|published| published.recent.clone());
+            let before = all.get(&room);
+            let recent = before.map(|published| published.recent.clone());
             let published = Published {
+                state_position: Published::state_changed(before, &head, position),
                 head,
                 position,
                 recent: recent.unwrap_or_default(),
@@ -621,9 +623,11 @@ impl Rooms {
                 .published
                 .write()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            let before = all.get(&room).map(|published| &published.recent);
-            let recent = before.unwrap_or(&Recent::default()).with(&meta, number);
+            let before = all.get(&room);
+            let recent = before.map(|published| &published.recent);
+            let recent = recent.unwrap_or(&Recent::default()).with(&meta, number);
             let published = Published {
+                state_position: Published::state_changed(before, &head, position),
                 head,
                 position,
                 recent,

@@ -29,6 +29,8 @@ pub enum Topic {
     User(u32),
     /// To-device messages and key counts of a device: user number and a hash of the device ID.
     Device(u32, u64),
+    /// Devices that have come, changed or gone.
+    Devices,
     /// Something to send to a server.
     Destination(u32),
     /// Any published batch: for followers.

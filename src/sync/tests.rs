@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     accounts::{Settings, UserNumber},
+    encryption::Encryption,
     ephemeral,
     events::Verified,
     rooms::{CreateRoom, Extra, Intake, MembershipAction, NewEvent, Preset, Received, identity},
@@ -69,6 +70,13 @@ impl World {
             accounts: accounts.clone(),
             rooms: rooms.clone(),
             ephemeral,
+            encryption: Encryption::new(
+                store.clone(),
+                clock.clone(),
+                accounts.clone(),
+                rooms.clone(),
+            )
+            .unwrap(),
         };
         let mut world = Self {
             sync: Sync::new(store, clock.clone(), parts, closing, &metrics),

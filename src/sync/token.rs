@@ -1,6 +1,7 @@
-//! Sync tokens: a position of the log, and a count of what is never stored.
+//! Sync tokens: a position of the log, and a count of what is never stored. Where the device has not been given all messages
+//! from other devices up to the position, the one up to which it has stands at the end.
 //!
-//! Printed as `s<writer>.<sequence>_…~<start>.<count>`, numbers but the writer's in base 36. One node prints one writer;
+//! Printed as `s<writer>.<sequence>_…~<start>.<count>-<position>`, numbers but the writer's in base 36. One node prints one writer;
 //! positions compare as they are, so of several the highest counts. engine.md section 2.
 
 use std::{fmt, str::FromStr};
@@ -12,6 +13,8 @@ use crate::{ephemeral::Volatile, storage::Position};
 pub struct Token {
     pub position: Position,
     pub volatile: Volatile,
+    /// Up to where messages from other devices are known, if not up to `position`.
+    pub to_device: Option<Position>,
 }
 
 /// Text that is no token of ours.
@@ -23,15 +26,33 @@ pub struct Malformed;
 const MAX_TOKEN_BYTES: usize = 1_024;
 const SEQUENCE_LIMIT: u64 = 1 << 48;
 
+impl Token {
+    /// Up to where messages from other devices are known.
+    pub(super) fn to_device(&self) -> Position {
+        self.to_device.unwrap_or(self.position)
+    }
+}
+
 impl fmt::Display for Token {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { position, volatile } = self;
+        let Self {
+            position,
+            volatile,
+            to_device,
+        } = self;
         write!(to, "s{}.", position.writer())?;
         base36(to, position.sequence())?;
         to.write_str("~")?;
         base36(to, volatile.start)?;
         to.write_str(".")?;
-        base36(to, volatile.count)
+        base36(to, volatile.count)?;
+        match to_device {
+            Some(position) => {
+                to.write_str("-")?;
+                base36(to, position.0)
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -72,12 +93,20 @@ impl FromStr for Token {
                 .ok_or(Malformed)?;
             position = position.max(Position::new(writer, sequence));
         }
+        let (volatile, to_device) = match volatile.split_once('-') {
+            Some((volatile, position)) => (volatile, Some(number(position).ok_or(Malformed)?)),
+            None => (volatile, None),
+        };
         let (start, count) = volatile.split_once('.').ok_or(Malformed)?;
         let volatile = Volatile {
             start: number(start).ok_or(Malformed)?,
             count: number(count).ok_or(Malformed)?,
         };
-        Ok(Self { position, volatile })
+        Ok(Self {
+            position,
+            volatile,
+            to_device: to_device.map(Position),
+        })
     }
 }
 

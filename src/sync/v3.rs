@@ -7,7 +7,11 @@ use std::{cell::RefCell, collections::BTreeMap};
 use bytes::Bytes;
 use ruma::{RoomId, UserId};
 
-use super::{Error, Request, Sync, token::Token};
+use super::{
+    Error, Request, Sync,
+    devices_section::{write_key_counts, write_messages},
+    token::Token,
+};
 use crate::{
     accounts::{AccountData, GLOBAL, Ignored, UserNumber},
     rooms::{
@@ -38,6 +42,8 @@ pub(super) struct View<'a> {
     pub(super) is_volatile_new: bool,
     /// Users who have come to share a room with the reader.
     pub(super) newly_shared: RefCell<Vec<UserNumber>>,
+    /// The reader's rooms in which something may have happened since.
+    pub(super) changed_rooms: RefCell<Vec<UserRoom>>,
 }
 
 impl View<'_> {
@@ -76,9 +82,15 @@ impl Sync {
         request: &Request,
         since: Option<Token>,
     ) -> Result<Answer, Error> {
+        let viewer = request.viewer;
+        let since_messages = since.map(|since| since.to_device());
+        let device = (viewer.user, viewer.device);
+        let encryption = &self.inner.encryption;
+        let messages = encryption.messages(snapshot, device, since_messages)?;
         let token = Token {
             position: snapshot.position(),
             volatile: self.inner.ephemeral.volatile(),
+            to_device: messages.upto,
         };
         let view = View {
             snapshot,
@@ -91,6 +103,7 @@ impl Sync {
             now_ms: self.inner.clock.now_ms(),
             is_volatile_new: since.is_none_or(|since| since.volatile != token.volatile),
             newly_shared: RefCell::default(),
+            changed_rooms: RefCell::default(),
         };
         let known = since.filter(|_| !request.is_full_state);
         let known = known.map_or(Position::default(), |since| since.position);
@@ -105,12 +118,14 @@ impl Sync {
         let has_data = write_global_data(&mut body, &view, &global);
         let has_rooms = self.write_rooms(&mut body, &view, of_rooms)?;
         let has_presence = self.write_presence(&mut body, &view)?;
-        write_devices(&mut body);
+        let has_messages = write_messages(&mut body, &messages);
+        let has_changed_devices = self.write_device_lists(&mut body, &view)?;
+        write_key_counts(&mut body);
         body.push(b'}');
         Ok(Answer {
             body: body.into(),
             token,
-            is_news: has_data || has_rooms || has_presence,
+            is_news: has_data || has_rooms || has_presence || has_messages || has_changed_devices,
         })
     }
 
@@ -167,6 +182,9 @@ impl Sync {
         let own_data = data.remove(&entry.room.0).unwrap_or_default();
         if !self.may_have_news(view, entry, &own_data) {
             return Ok(());
+        }
+        if view.since.is_some() {
+            view.changed_rooms.borrow_mut().push(entry.clone());
         }
         let Some(room_id) = self.inner.rooms.room_id(entry.room) else {
             return Ok(());
@@ -314,14 +332,6 @@ pub(super) fn write_data<'a>(
     let any = to.len() > start;
     to.push(b']');
     any
-}
-
-/// What concerns the device's encryption. There is none of it yet: no messages, no changed keys, no keys on the server.
-fn write_devices(to: &mut Vec<u8>) {
-    to.extend_from_slice(
-        b",\"to_device\":{\"events\":[]},\"device_lists\":{\"changed\":[],\"left\":[]},\
-          \"device_one_time_keys_count\":{\"signed_curve25519\":0},\"device_unused_fallback_key_types\":[]",
-    );
 }
 
 /// Appends `name` and a number to an object that is not empty.

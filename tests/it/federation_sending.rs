@@ -82,7 +82,7 @@ async fn federation(server: &TestServer, command: FederationCommand) -> Value {
 }
 
 impl User {
-    async fn join_over(&self, room: &str, server: &TestServer) {
+    pub(crate) async fn join_over(&self, room: &str, server: &TestServer) {
         let (room, via) = (escaped(room), escaped(server.name()));
         let path = format!("/_matrix/client/v3/join/{room}?via={via}");
         self.post(&path, json!({})).await.ok();

@@ -5,7 +5,7 @@
 
 pub mod federated;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use hearth::{
     clock::Clock,
@@ -105,6 +105,26 @@ impl TestServer {
         let server = Server::build(config(settings), Clock::system(), store)
             .await
             .expect("the parts can be built");
+        Self::run(server)
+    }
+
+    /// A server with a store in `folder`, which [`TestServer::stop`] leaves for the next one.
+    pub async fn start_in(folder: &Path, settings: &[&str]) -> Self {
+        let place = format!("server.data_dir={}", folder.display());
+        let config = config(&[&[place.as_str()], settings].concat());
+        let server = Server::open(config, Clock::system())
+            .await
+            .expect("the parts can be built");
+        Self::run(server)
+    }
+
+    /// Stops in good order.
+    pub async fn stop(self) {
+        drop(self._watch);
+        self.running.stop().await;
+    }
+
+    fn run(server: Arc<Server>) -> Self {
         let running = run::start(server).expect("the server starts");
         let address = running.addresses.first().expect("it has a listener");
         let base = format!("http://{address}");

@@ -12,6 +12,7 @@
 mod account_data;
 mod accounts;
 mod command_line;
+mod device_lists;
 mod directory;
 mod faults;
 mod federation_keys;
@@ -48,4 +49,5 @@ mod sync;
 mod sync_memberships;
 mod sync_words;
 mod tidy;
+mod to_device;
 mod vectors;

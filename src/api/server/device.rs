@@ -1,4 +1,4 @@
-//! The devices of our users, with their keys. No device has keys before there is end-to-end encryption.
+//! The devices of our users that have keys: none, before there is end-to-end encryption.
 //!
 //! Spec: s2s, "Device Management".
 
@@ -16,7 +16,7 @@ pub(super) fn routes() -> Routes {
     Routes::default().endpoint(get_devices)
 }
 
-/// A list with the devices that have keys, of which there are none.
+/// How many changes the list has had, and the devices that have keys, of which there are none.
 ///
 /// Spec: s2s, "GET /_matrix/federation/v1/user/devices/{userId}".
 async fn get_devices(
@@ -24,17 +24,20 @@ async fn get_devices(
     _origin: Origin,
     request: get_devices::v1::Request,
 ) -> Result<get_devices::v1::Response, Error> {
-    let (accounts, user) = (server.accounts.clone(), request.user_id.clone());
-    let account = server
-        .store
-        .read(move |snapshot: &Snapshot| accounts.account_info(snapshot, &user))
-        .await?;
-    match account {
-        Some(account) if !account.is_deactivated => {}
-        _ => return Err(Error::not_found("There is no such user")),
-    }
+    let (accounts, encryption) = (server.accounts.clone(), server.encryption.clone());
+    let user = request.user_id.clone();
+    let read = move |snapshot: &Snapshot| -> Result<Option<u64>, Error> {
+        match accounts.account_info(snapshot, &user)? {
+            Some(account) if !account.is_deactivated => {
+                Ok(Some(encryption.stream_id(snapshot, account.number)?))
+            }
+            _ => Ok(None),
+        }
+    };
+    let stream_id = server.store.read(read).await?;
+    let stream_id = stream_id.ok_or_else(|| Error::not_found("There is no such user"))?;
     Ok(get_devices::v1::Response::new(
         request.user_id,
-        UInt::default(),
+        UInt::new_saturating(stream_id),
     ))
 }

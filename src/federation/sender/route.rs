@@ -78,7 +78,7 @@ impl Federation {
     }
 
     /// The other servers with users in a room at a state, of those that we talk to.
-    pub(super) fn servers_of(
+    pub(in crate::federation) fn servers_of(
         &self,
         snapshot: &Snapshot,
         (room, root): (RoomNumber, RootNumber),
@@ -101,7 +101,7 @@ impl Federation {
     }
 
     /// The other servers with users in a room now.
-    pub(super) fn servers_now(
+    pub(in crate::federation) fn servers_now(
         &self,
         snapshot: &Snapshot,
         room: RoomNumber,

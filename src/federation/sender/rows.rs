@@ -115,6 +115,16 @@ pub(super) fn put_edu(batch: &mut Batch, server: ServerNumber, number: u32, row:
     batch.put_stamped(&EDUS, &key, &Cbor(row), PositionAt::Key(4));
 }
 
+/// Queues an EDU at a position of the log that tells of it: done twice, it is done once.
+pub(super) fn put_edu_at(
+    batch: &mut Batch,
+    (server, position): (ServerNumber, Position),
+    number: u32,
+    row: EduRow,
+) {
+    batch.put(&EDUS, &(server, position, number), &Cbor(row));
+}
+
 /// The oldest EDUs of a server, at most `limit`, and whether there are more.
 pub(super) fn edus(
     snapshot: &Snapshot,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     accounts::{Accounts, Settings},
+    encryption::Encryption,
     ephemeral::{self, Ephemeral, NewReceipt, ReceiptThread, Who},
     federation::{Config, Parts, Simulated},
     rooms::{CreateRoom, Extra, MembershipAction, NewEvent, Preset, identity},
@@ -190,6 +191,13 @@ impl World {
             config,
         );
         let tasks = Tasks::new(&metrics);
+        let encryption = Encryption::new(
+            store.clone(),
+            clock.clone(),
+            accounts.clone(),
+            rooms.clone(),
+        )
+        .unwrap();
         let parts = Parts {
             store,
             clock: clock.clone(),
@@ -197,6 +205,7 @@ impl World {
             accounts: accounts.clone(),
             rooms: rooms.clone(),
             ephemeral: ephemeral.clone(),
+            encryption,
             metrics: &metrics,
         };
         let federation = Federation::new(parts, others.simulated(), Config::default()).unwrap();

@@ -13,8 +13,14 @@ fn a_token_names_its_writer_and_counts_in_base_36() {
             start: 36,
             count: 0,
         },
+        to_device: None,
     };
     assert_eq!(token.to_string(), "s3.10z~10.0");
+    let token = Token {
+        to_device: Some(Position(36)),
+        ..token
+    };
+    assert_eq!(token.to_string(), "s3.10z~10.0-10");
 }
 
 #[test]
@@ -43,6 +49,9 @@ fn what_is_no_token_is_refused() {
         "s1.+5~1.1",
         "s1.5A~1.1",
         "s1.5~1.1.1",
+        "s1.5~1.1-",
+        "s1.5~1.1-1-1",
+        "s1.5~1.1-+1",
         "s1.5_~1.1",
         "s1.zzzzzzzzzzzz~1.1",
         "s1.5~1.zzzzzzzzzzzzzzzz",
@@ -56,8 +65,9 @@ fn what_is_no_token_is_refused() {
 
 proptest! {
     #[test]
-    fn a_token_reads_back_as_it_was(writer: u16, sequence in 0..1_u64 << 48, start: u64, count: u64) {
-        let token = Token { position: Position::new(writer, sequence), volatile: Volatile { start, count } };
+    fn a_token_reads_back_as_it_was(writer: u16, sequence in 0..1_u64 << 48, start: u64, count: u64, to_device: Option<u64>) {
+        let to_device = to_device.map(Position);
+        let token = Token { position: Position::new(writer, sequence), volatile: Volatile { start, count }, to_device };
         prop_assert_eq!(token.to_string().parse::<Token>(), Ok(token));
     }
 

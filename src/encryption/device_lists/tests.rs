@@ -1,0 +1,45 @@
+//! What follows what, in the numbers of other servers.
+
+use super::*;
+
+#[test]
+fn a_change_that_comes_after_what_is_known_leaves_nothing_out() {
+    let known = |stream_id, is_stale| RemoteList {
+        stream_id,
+        is_stale,
+    };
+    let check = |known: Option<&RemoteList>, prev_ids: &[u64], expected| {
+        assert_eq!(follows(known, prev_ids), expected, "{known:?} {prev_ids:?}");
+    };
+    check(None, &[], false);
+    check(None, &[1], false);
+    check(Some(&known(5, false)), &[5], true);
+    check(Some(&known(5, false)), &[3, 5], true);
+    check(Some(&known(5, false)), &[], false);
+    check(Some(&known(5, false)), &[4], false);
+    check(Some(&known(5, false)), &[5, 6], false);
+    check(Some(&known(5, true)), &[5], false);
+}
+
+#[test]
+fn a_change_reads_back_from_the_log() {
+    for device in [None, Some("D".into())] {
+        let change = ListChange {
+            user: UserNumber(7),
+            stream_id: 1 << 40,
+            is_deleted: device.is_some(),
+            device,
+        };
+        let store = Store::memory();
+        let mut batch = Batch::new();
+        change.log(&mut batch);
+        store.submit(batch).wait_blocking().unwrap();
+        let page = store
+            .snapshot()
+            .unwrap()
+            .log(Position::default(), 10)
+            .unwrap();
+        let read: Vec<_> = page.entries.iter().filter_map(ListChange::logged).collect();
+        assert_eq!(read, [change]);
+    }
+}
