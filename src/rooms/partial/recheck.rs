@@ -350,6 +350,7 @@ impl Rooms {
             let published = Published {
                 head,
                 position,
+                state_position: position,
                 recent: timeline::Recent::default(),
             };
             all.insert(room, Arc::new(published));
