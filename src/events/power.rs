@@ -236,8 +236,8 @@ impl PowerLevels {
 ///
 /// Spec: rooms/v1, "Deprecated event content schemas"; rooms/v10, "Values in `m.room.power_levels` events must be integers".
 pub fn in_whole_numbers(power_levels: &Pdu) -> CanonicalJsonObject {
-    let mut content: Value = serde_json::from_str(power_levels.judged_content().get())
-        .unwrap_or_else(|_no_object| Value::Null);
+    let mut content: Value =
+        serde_json::from_str(power_levels.judged_content().get()).unwrap_or(Value::Null);
     let levels = content.as_object_mut().into_iter();
     let levels = levels.flat_map(|fields| fields.values_mut());
     for level in levels {

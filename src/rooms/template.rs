@@ -143,10 +143,10 @@ fn proposal(
         .iter()
         .filter(|(event_type, ..)| is_cited(event_type))
         .map(|(_, _, event)| &*event.pdu)
-        .collect();
+        .collect::<Vec<_>>();
     let event = rooms
         .signer
-        .build(on_head(head, source, new, cited)?, head.rules)?;
+        .build(on_head(head, source, new, &cited)?, head.rules)?;
     let fetch = |event_type: &StateEventType, key: &str| {
         found
             .iter()
@@ -164,7 +164,7 @@ fn on_head(
     head: &Head,
     source: &Source<'_>,
     new: &NewEvent,
-    auth_events: Vec<&Pdu>,
+    auth_events: &[&Pdu],
 ) -> Result<NewPdu, Error> {
     let rooms = source.rooms;
     let newest_first: Vec<_> = head.extremities.iter().rev().collect();
@@ -176,7 +176,7 @@ fn on_head(
         head.rules,
         source,
         cited.iter().map(|(number, _)| *number),
-        &auth_events,
+        auth_events,
     )?;
     Ok(NewPdu {
         room_id: Some(head.room_id.clone()),

@@ -25,6 +25,9 @@ use crate::events::{auth, pdu::Pdu};
 
 type Key = (StateEventType, String);
 
+/// A key, and the events that the states have there.
+type Conflict<'a> = (&'a Key, Vec<&'a Arc<Pdu>>);
+
 /// The resolved state at all keys that any of the states has and that are not in the base.
 ///
 /// # Errors
@@ -46,7 +49,7 @@ pub(super) fn resolve(
     for (key, id) in &resolution.base {
         state.set(key, load(id)?);
     }
-    let mut passes: BTreeMap<Pass, Vec<(&Key, Vec<&Arc<Pdu>>)>> = BTreeMap::new();
+    let mut passes: BTreeMap<Pass, Vec<Conflict<'_>>> = BTreeMap::new();
     let mut resolved = StateMap::new();
     for (key, ids) in candidates {
         let events: Vec<_> = ids.into_iter().map(load).collect::<Result<_, _>>()?;
