@@ -431,6 +431,50 @@ async fn a_server_of_old_is_invited_as_it_understands() {
     assert_ne!(refused.status, 200);
 }
 
+/// The other way round: this server is invited in the first version.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_old_invites_as_it_can() {
+    let [here] = TestServer::federated().await;
+    let alice = here.user("alice").await;
+    let peer = Peer::start().await;
+    let (room, sender) = (format!("!old:{}", peer.name), peer.user("guest"));
+    let id = |name: &str| format!("${name}:{}", peer.name);
+    let cited = json!([id("earlier"), { "sha256": "unread" }]);
+    let invite = json!({
+        "auth_events": [cited], "content": { "membership": "invite" }, "depth": 7, "event_id": id("invite"),
+        "hashes": {}, "origin_server_ts": 1, "prev_events": [cited], "room_id": room, "sender": sender,
+        "signatures": {}, "state_key": alice.id, "type": "m.room.member",
+    });
+    let mut invite = loose_event(&peer, &invite.to_string());
+    let name = json!({
+        "type": "m.room.name", "state_key": "", "sender": sender, "content": { "name": "Old" },
+    });
+    invite["unsigned"] = json!({ "invite_room_state": [name] });
+    let target = format!(
+        "/_matrix/federation/v1/invite/{}/{}",
+        escaped(&room),
+        escaped(&id("invite"))
+    );
+    let answer = put_loosely(&peer, &here, &target, &invite).await.ok();
+    assert_eq!(answer[0], 200, "{answer}");
+    let signatures = &answer[1]["event"]["signatures"];
+    assert!(signatures[here.name()].is_object(), "{answer}");
+    assert!(signatures[peer.name.as_str()].is_object(), "{answer}");
+
+    let invited = |body: &Value| !body["rooms"]["invite"][room.as_str()].is_null();
+    let synced = alice.wait_for("/_matrix/client/v3/sync", invited).await;
+    let shown = &synced["rooms"]["invite"][room.as_str()]["invite_state"]["events"];
+    assert_eq!(shown[0]["content"]["name"], "Old", "{shown}");
+    assert_eq!(shown[1]["content"]["membership"], "invite", "{shown}");
+    // The peer answers nothing more, so the user is out without it.
+    alice.leave(&room).await.ok();
+
+    // An event of a later version is none here.
+    let target = target.replace(&escaped(&id("invite")), "%24hash");
+    let refused = put_loosely(&peer, &here, &target, &invite).await;
+    refused.fails(400, "M_INVALID_PARAM");
+}
+
 /// An event of a peer as a server makes it that does not care for canonical JSON.
 fn loose_event(peer: &Peer, json: &str) -> Value {
     use hearth::events::canonical::Loose;
