@@ -26,7 +26,7 @@ use super::{
     resident::Asked,
 };
 use crate::{
-    events::{Verified, canonical, format, version},
+    events::{Verified, canonical::Loose, format, version},
     rooms::{
         self, Class, MembershipAction, NewEvent, Outside, OutsideChange, Residence, StrippedState,
     },
@@ -317,7 +317,7 @@ impl Federation {
     }
 
     async fn take_outside(&self, pdu: &RawValue) -> Result<bool, MembershipError> {
-        let Ok(object) = canonical::parse(pdu.get().as_bytes()) else {
+        let Ok(Loose { object, .. }) = Loose::parse(pdu.get().as_bytes()) else {
             return Ok(false);
         };
         let room_id = text_of(&object, "room_id").and_then(|id| RoomId::parse(id).ok());
