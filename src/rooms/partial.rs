@@ -331,3 +331,6 @@ fn open(batches: &mut Vec<Batch>) -> &mut Batch {
     }
     batches.last_mut().expect("one was just added")
 }
+
+#[cfg(test)]
+mod tests;
