@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::Error;
 use crate::{
     server::Server,
-    storage::{self, Store},
+    storage::{self, Snapshot, Store},
 };
 
 /// What can be done with the database.
@@ -73,6 +73,12 @@ async fn check(server: &Server) -> Result<Value, Error> {
             Ok(found) => problems.extend(found.iter().map(ToString::to_string)),
             Err(error) => problems.push(format!("room {}: {error}", room.0)),
         }
+    }
+    let encryption = server.encryption.clone();
+    let read = move |snapshot: &Snapshot| encryption.verify(snapshot);
+    match server.store.read(read).await {
+        Ok(found) => problems.extend(found),
+        Err(error) => problems.push(format!("device lists: {error}")),
     }
     if problems.is_empty() {
         Ok(json!({ "rows": rows, "rooms": rooms.len(), "problems": 0 }))

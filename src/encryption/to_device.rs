@@ -41,6 +41,8 @@ pub const MAX_TYPE_BYTES: usize = 255;
 pub const MAX_RECIPIENTS: usize = 10_000;
 /// Messages of one answer to a sync.
 const MAX_TOLD: usize = 100;
+/// With so many bytes of them an answer holds fewer.
+const MAX_TOLD_BYTES: usize = 1 << 20;
 /// A letter is stored in batches of about this size.
 const BATCH_BYTES: usize = 256 << 10;
 /// Messages that are deleted at once when a device says that it has them.
@@ -331,14 +333,17 @@ fn read(
 ) -> Result<(Messages, Position), Error> {
     let mut messages = Messages::default();
     let mut last = since;
+    let mut bytes = 0;
     let range = MESSAGES.after(&(user, device, since), &(user, device));
     for row in snapshot.scan(range, Order::Forward) {
         let ((_, _, position, _), event) = row?;
         // What was sent at one position is told at once: a token names whole positions.
-        if messages.events.len() >= MAX_TOLD && position > last {
+        let is_full = messages.events.len() >= MAX_TOLD || bytes >= MAX_TOLD_BYTES;
+        if is_full && position > last {
             messages.upto = Some(last);
             return Ok((messages, position));
         }
+        bytes += event.len();
         messages.events.push(event);
         last = position;
     }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     accounts::{Settings, UserNumber},
-    encryption::Encryption,
+    encryption::{Encryption, RemoteChange},
     ephemeral,
     events::Verified,
     rooms::{CreateRoom, Extra, Intake, MembershipAction, NewEvent, Preset, Received, identity},
@@ -36,6 +36,8 @@ struct World {
     /// Events that were made on the state of a moment and come later, as from another server.
     held: Vec<(OwnedRoomId, Verified)>,
     has_forks: bool,
+    /// How often the devices of each user have changed.
+    devices: Vec<u64>,
 }
 
 /// Stories that are played; each takes half a second.
@@ -88,6 +90,7 @@ impl World {
             sent: 0,
             held: Vec::new(),
             has_forks,
+            devices: vec![0; USERS],
         };
         for name in 0..USERS {
             let user = UserId::parse(format!("@u{name}:example.org")).unwrap();
@@ -127,6 +130,25 @@ impl World {
             power_levels: object(json!({ "state_default": 0 })),
         };
         self.room_ids.push(self.rooms.create(plan).await.unwrap());
+    }
+
+    /// The devices of a user change.
+    async fn change_devices(&mut self, user: usize) {
+        self.devices[user] += 1;
+        let encryption = &self.sync.inner.encryption;
+        let change = RemoteChange::default();
+        let changed = encryption.remote_change(self.users[user].1, &[], change);
+        changed.await.unwrap();
+    }
+
+    /// The other users with whom a room is shared, and how often their devices have changed.
+    fn sharing(&self, user: usize) -> BTreeMap<String, u64> {
+        let own = self.rooms_of(user, Class::Join);
+        let others = (0..USERS).filter(|other| *other != user);
+        let sharing = others.filter(|other| !self.rooms_of(*other, Class::Join).is_disjoint(&own));
+        sharing
+            .map(|other| (self.users[other].0.to_string(), self.devices[other]))
+            .collect()
     }
 
     /// Something happens, or is refused.
@@ -285,6 +307,8 @@ struct Client {
     since: Option<String>,
     joined: BTreeMap<String, Room>,
     invited: BTreeSet<String>,
+    /// Users whose devices it follows, and how often these had changed when it looked last.
+    followed: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -304,6 +328,7 @@ impl Client {
             since: None,
             joined: BTreeMap::new(),
             invited: BTreeSet::new(),
+            followed: BTreeMap::new(),
         }
     }
 
@@ -323,6 +348,22 @@ impl Client {
         };
         let body = world.sync.sync(request).await.unwrap();
         let body: Value = serde_json::from_slice(&body).unwrap();
+        let sharing = world.sharing(self.user);
+        if self.since.is_none() {
+            self.followed.clone_from(&sharing);
+        }
+        let users = |name: &str| body["device_lists"][name].as_array().unwrap().clone();
+        for user in users("left") {
+            self.followed.remove(user.as_str().unwrap());
+        }
+        let own = world.users[self.user].0.as_str();
+        for user in users("changed").iter().map(|user| user.as_str().unwrap()) {
+            if user != own {
+                assert!(sharing.contains_key(user), "{user} is followed in vain");
+                self.followed.insert(user.to_owned(), sharing[user]);
+            }
+        }
+        assert_eq!(self.followed, sharing, "since {:?}", self.since);
         self.since = Some(body["next_batch"].as_str().unwrap().to_owned());
         for (name, section) in body["rooms"].as_object().into_iter().flatten() {
             for (room, news) in section.as_object().unwrap() {
@@ -400,6 +441,10 @@ async fn clients_agree(seed: u64, has_forks: bool) {
     }
     for step in 0..60 {
         world.act().await;
+        if step % 7 == 0 {
+            let user = world.pick(USERS);
+            world.change_devices(user).await;
+        }
         for (pace, client) in &mut clients {
             if step % *pace == 0 {
                 client.sync(&world).await;

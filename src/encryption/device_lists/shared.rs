@@ -110,7 +110,11 @@ impl Encryption {
             None => false,
         };
         let is_joined = entry.class == Class::Join;
-        if is_joined && (!was_joined || (is_moved && self.has_come_back(snapshot, entry, asker)?)) {
+        let is_all_new = !was_joined
+            || (is_moved && self.has_come_back(snapshot, entry, asker)?)
+            // Who else is in the room has not been known before.
+            || rooms.was_completed_since(snapshot, entry.room, since)?;
+        if is_joined && is_all_new {
             to.changed.extend(self.members(snapshot, entry.room)?);
         }
         let (Some(before), true) = (before, was_joined) else {

@@ -1,6 +1,7 @@
-//! What follows what, in the numbers of other servers.
+//! What follows what, in the numbers of other servers; the bytes of rows.
 
 use super::*;
+use crate::storage::Record;
 
 #[test]
 fn a_change_that_comes_after_what_is_known_leaves_nothing_out() {
@@ -42,4 +43,32 @@ fn a_change_reads_back_from_the_log() {
         let read: Vec<_> = page.entries.iter().filter_map(ListChange::logged).collect();
         assert_eq!(read, [change]);
     }
+}
+
+#[test]
+fn rows_have_these_bytes() {
+    fn check<R: Record + PartialEq + std::fmt::Debug>(record: &R, expected: &str) {
+        let mut bytes = Vec::new();
+        record.encode(&mut bytes);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, expected);
+        assert_eq!(R::decode(&bytes).as_ref(), Ok(record));
+    }
+    let local = LastChange { stream_id: Some(7) };
+    check(
+        &Stamped(Position(9), local),
+        "0000000000000009a16973747265616d5f696407",
+    );
+    check(
+        &Stamped(Position(9), LastChange::default()),
+        "0000000000000009a0",
+    );
+    let remote = RemoteList {
+        stream_id: 5,
+        is_stale: true,
+    };
+    check(
+        &Cbor(remote),
+        "a26973747265616d5f6964056869735f7374616c65f5",
+    );
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     accounts::{Accounts, NewDevice, NewUser, Refreshable, Settings},
     clock::Clock,
+    rooms::{self, Rooms, identity},
     storage::Store,
     telemetry::Metrics,
 };
@@ -30,6 +31,9 @@ impl World {
         let store = Store::memory_with(clock.clone());
         let name = server_name!("example.org").to_owned();
         let metrics = Metrics::new();
+        let signer = identity::signer(&store, &clock, name.clone())
+            .await
+            .unwrap();
         let settings = Settings::default();
         let accounts = Accounts::new(store.clone(), clock.clone(), name, settings, &metrics);
         let new = NewUser {
@@ -48,8 +52,17 @@ impl World {
             };
             accounts.sign_in(alice.number, new).await.unwrap();
         }
+        let config = rooms::Config::default();
+        let rooms = Rooms::new(
+            store.clone(),
+            clock.clone(),
+            signer,
+            accounts.clone(),
+            config,
+        );
+        let rooms = rooms.unwrap();
         Self {
-            encryption: Encryption::new(store.clone(), clock, accounts),
+            encryption: Encryption::new(store.clone(), clock, accounts, rooms).unwrap(),
             store,
             user: alice.number,
         }
@@ -162,6 +175,18 @@ async fn an_answer_holds_a_hundred_messages_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
+async fn an_answer_with_large_messages_holds_fewer() {
+    let world = World::new(&["A"]).await;
+    let text = "x".repeat(60_000);
+    for number in 0..20 {
+        world.send(&format!("t{number}"), &["A"], &text).await;
+    }
+    let (messages, next) = world.sync("A", None);
+    assert_eq!(messages.len(), 18, "up to the one that passes a megabyte");
+    assert_eq!(world.sync("A", Some(next)).0.len(), 2);
+}
+
+#[tokio::test]
 async fn what_one_letter_sends_to_a_device_is_told_at_once() {
     let world = World::new(&["A"]).await;
     world.send("t1", &["A"; 130], "one").await;
@@ -179,6 +204,17 @@ async fn messages_for_nobody_are_skipped_and_a_star_means_all_devices() {
         assert_eq!(world.sync(device, None).0, ["one"]);
     }
     assert_eq!(world.rows(), 2);
+}
+
+#[test]
+fn rows_have_these_bytes() {
+    use crate::storage::Record;
+    let mut bytes = Vec::new();
+    Expiring(Millis48(5), 7_u32).encode(&mut bytes);
+    assert_eq!(bytes, [0, 0, 0, 0, 0, 5, 7]);
+    let event = event(&alice(), "m.\"test", b"{}");
+    let expected = r#"{"content":{},"sender":"@alice:example.org","type":"m.\"test"}"#;
+    assert_eq!(event, expected);
 }
 
 /// What may happen to a device, in any order.

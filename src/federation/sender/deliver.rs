@@ -29,8 +29,10 @@ const MAX_EDUS: usize = 100;
 /// How long a server may take to answer a transaction.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ANSWER_BYTES: usize = 1 << 20;
-/// An EDU that a server could not be given for so long is dropped: the devices ask anew.
-const MAX_EDU_AGE_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
+/// Those that wait in the store make a transaction larger by no more than this.
+const MAX_EDU_BYTES: usize = 1 << 20;
+/// An EDU that a server could not be given for so long is dropped.
+const MAX_EDU_AGE_MS: u64 = 30 * 24 * 60 * 60 * 1_000;
 
 /// Who takes turns at the network.
 pub(super) struct Lanes {
@@ -206,11 +208,13 @@ impl Delivery<'_> {
         }
         let federation = self.federation.clone();
         let (server, events) = (self.server, events.to_vec());
+        let limit = federation.inner.sender.lock().edu_limit(server);
+        let limits = (limit.min(MAX_EDUS), MAX_EDU_BYTES);
         let read = move |snapshot: &Snapshot| -> Result<Loaded, Error> {
             let mut loaded = Loaded::default();
             federation.load_events(snapshot, &events, &mut loaded)?;
             if has_stored {
-                let (edus, has_more) = rows::edus(snapshot, server, MAX_EDUS)?;
+                let (edus, has_more) = rows::edus(snapshot, server, limits)?;
                 loaded.has_more_stored = has_more;
                 for (key, row) in edus {
                     loaded.stored.push(key);
@@ -336,7 +340,8 @@ impl Delivery<'_> {
         let inner = &self.federation.inner;
         let old = inner.clock.now_ms().saturating_sub(MAX_EDU_AGE_MS);
         let server = self.server;
-        let read = move |snapshot: &Snapshot| rows::edus(snapshot, server, MAX_EDUS * 10);
+        let read =
+            move |snapshot: &Snapshot| rows::edus(snapshot, server, (MAX_EDUS * 10, usize::MAX));
         let (edus, _) = inner.store.read(read).await?;
         let mut batch = Batch::new();
         for (key, _) in edus.iter().filter(|(_, row)| row.queued_ms < old) {

@@ -106,6 +106,8 @@ struct Destination {
     is_woken: bool,
     /// PDUs in the next transaction, if fewer than allowed: a larger one was refused.
     narrow: Option<usize>,
+    /// EDUs from the store in the next transaction, if fewer than allowed.
+    narrow_edus: Option<usize>,
     is_changed: bool,
     is_on_disk: bool,
 }
@@ -482,6 +484,7 @@ impl Destinations {
         };
         destination.failure = None;
         destination.narrow = None;
+        destination.narrow_edus = None;
         destination.is_woken = false;
         destination.is_changed = true;
         self.is_changed = true;
@@ -500,6 +503,10 @@ impl Destinations {
         let Some(destination) = self.all.get_mut(&server) else {
             return false;
         };
+        if let (0, 2..) = (pdus, edus) {
+            destination.narrow_edus = Some(edus / 2);
+            return true;
+        }
         let next = match (pdus, edus) {
             (0, _) | (1, 0) => return false,
             (_, 0) => pdus / 2,
@@ -517,6 +524,13 @@ impl Destinations {
             Some(narrow) => (narrow, false),
             None => (MAX_PDUS, true),
         }
+    }
+
+    /// How many EDUs from the store the next transaction may have.
+    pub(super) fn edu_limit(&self, server: ServerNumber) -> usize {
+        let destination = self.all.get(&server);
+        let narrow = destination.and_then(|destination| destination.narrow_edus);
+        narrow.unwrap_or(usize::MAX)
     }
 
     /// Whether there are EDUs in the store; the caller sends them.

@@ -125,18 +125,21 @@ pub(super) fn put_edu_at(
     batch.put(&EDUS, &(server, position, number), &Cbor(row));
 }
 
-/// The oldest EDUs of a server, at most `limit`, and whether there are more.
+/// The oldest EDUs of a server, at most `limit` and, but for the first, no more than `bytes` of them, and whether there are
+/// more.
 pub(super) fn edus(
     snapshot: &Snapshot,
     server: ServerNumber,
-    limit: usize,
+    (limit, bytes): (usize, usize),
 ) -> storage::Result<(Vec<(EduKey, EduRow)>, bool)> {
     let mut found = Vec::new();
+    let mut left = bytes;
     for row in snapshot.scan(EDUS.prefix(&(server,)), Order::Forward) {
         let (key, Cbor(row)) = row?;
-        if found.len() == limit {
+        if found.len() == limit || (row.json.len() > left && !found.is_empty()) {
             return Ok((found, true));
         }
+        left = left.saturating_sub(row.json.len());
         found.push((key, row));
     }
     Ok((found, false))

@@ -19,6 +19,8 @@ pub(super) struct Follower {
     seen: BTreeMap<String, BTreeSet<String>>,
     /// What the messages say, which no two of them share.
     texts: BTreeSet<String>,
+    /// What other devices have sent.
+    told: BTreeSet<String>,
 }
 
 impl Follower {
@@ -29,7 +31,12 @@ impl Follower {
             since: None,
             seen: BTreeMap::new(),
             texts: BTreeSet::new(),
+            told: BTreeSet::new(),
         }
+    }
+
+    pub(super) fn was_told(&self, text: &str) -> bool {
+        self.told.contains(text)
     }
 
     pub(super) fn has_seen(&self, room: &str, event_id: &str) -> bool {
@@ -72,7 +79,17 @@ impl Follower {
         }
         let next = body["next_batch"].as_str().expect("a token").to_owned();
         let before = self.since.replace(next);
-        let mut count = 0;
+        let told = body["to_device"]["events"].as_array();
+        let told = told.expect("there is always a list");
+        for event in told {
+            let text = event["content"]["body"].as_str().expect("a text");
+            assert!(
+                self.told.insert(text.to_owned()),
+                "{} was told this again since {before:?}: {event}",
+                self.user
+            );
+        }
+        let mut count = told.len();
         for (room, events) in events {
             count += events.len();
             for event in &events {

@@ -102,6 +102,8 @@ pub(super) struct Person {
     values: BTreeMap<String, Setting>,
     /// Of this round.
     messages: Vec<Message>,
+    /// What was sent to the own devices in this round, by number.
+    told: Vec<u64>,
     accounts: Vec<(String, String)>,
     devices: Vec<Device>,
     /// Numbers for what has to be new.
@@ -122,6 +124,7 @@ impl Person {
             joined: BTreeMap::new(),
             values: BTreeMap::new(),
             messages: Vec::new(),
+            told: Vec::new(),
             accounts: Vec::new(),
             devices: Vec::new(),
             next: 0,
@@ -164,6 +167,7 @@ impl Person {
                 None => Some(()),
             },
             42..52 => self.set_state(line, world).await,
+            52..58 => self.tell(line).await,
             _ => self.send(line, world).await,
         }
     }
@@ -241,6 +245,21 @@ impl Person {
         let body = json!({ "msgtype": "m.text", "body": format!("{} {number}", self.name) });
         let sent = line.put(&path, &self.token, &body).await?;
         Some(sent.text("event_id"))
+    }
+
+    /// Sends something to all devices of this person.
+    async fn tell(&mut self, line: &Line) -> Option<()> {
+        self.told.push(self.next);
+        self.put_told(line, self.next).await
+    }
+
+    /// The same number is the same message.
+    async fn put_told(&self, line: &Line, number: u64) -> Option<()> {
+        let path = format!("{CLIENT}/sendToDevice/chat.hearth.crash/d{number}");
+        let content = json!({ "body": told(number) });
+        let messages = json!({ "messages": { self.id.clone(): { "*": content } } });
+        line.put(&path, &self.token, &messages).await?.ok();
+        Some(())
     }
 
     async fn set_state(&mut self, line: &Line, world: &World) -> Option<()> {
@@ -324,6 +343,12 @@ impl Person {
         self.verify_values(line).await;
         self.verify_messages(line, world).await;
         self.verify_tokens(line).await;
+        let told_numbers = std::mem::take(&mut self.told);
+        for number in &told_numbers {
+            // Whether there was an answer or not: it is the same one again.
+            let again = self.put_told(line, *number).await;
+            again.expect("nobody kills the server");
+        }
         let path = format!("{CLIENT}/joined_rooms");
         let found = ask(line, &path, &self.token).await.ok();
         let found = found["joined_rooms"].as_array().expect("a list").clone();
@@ -340,6 +365,10 @@ impl Person {
             ask(line, &path, &self.token).await.ok();
         }
         self.follower.catch_up(line).await;
+        for number in told_numbers {
+            let text = told(number);
+            assert!(self.follower.was_told(&text), "{}: {text}", self.id);
+        }
     }
 
     /// Everything that was sent after this person had joined has come with a sync.
@@ -434,6 +463,10 @@ impl Device {
         self.is_exchanging = false;
         Some(())
     }
+}
+
+fn told(number: u64) -> String {
+    format!("told {number}")
 }
 
 async fn ask(line: &Line, path: &str, token: &str) -> super::line::Answer {

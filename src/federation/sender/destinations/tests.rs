@@ -306,6 +306,22 @@ fn a_refused_transaction_is_narrowed_down_to_what_is_refused() {
 }
 
 #[test]
+fn refused_edus_are_narrowed_down_to_the_one_that_is_refused() {
+    let mut all = begin();
+    all.note_stored(ONE);
+    starts(&mut all, 0, &[ONE]);
+    send(&mut all, ONE);
+    assert_eq!(all.edu_limit(ONE), usize::MAX);
+    for (edus, limit) in [(100, 50), (50, 25), (25, 12), (3, 1)] {
+        assert!(all.refused(ONE, 0, edus));
+        assert_eq!(all.edu_limit(ONE), limit);
+    }
+    assert!(!all.refused(ONE, 0, 1), "it is this one");
+    all.sent(ONE);
+    assert_eq!(all.edu_limit(ONE), usize::MAX);
+}
+
+#[test]
 fn a_task_that_is_told_to_stop_leaves_everything_as_it_was() {
     let mut all = begin();
     push(&mut all, ONE, 1..=2);

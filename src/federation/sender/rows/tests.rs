@@ -1,4 +1,4 @@
-//! The bytes of rows, so that a change of them is seen.
+//! The bytes of rows, so that a change of them is seen; how many EDUs are read at once.
 
 use super::*;
 use crate::federation::sender::destinations::{Behind, Failure};
@@ -43,4 +43,29 @@ fn an_edu_has_these_bytes() {
     };
     let bytes = "a2697175657565645f6d7307646a736f6e627b7d";
     check(&Cbor(row), bytes);
+}
+
+#[test]
+fn edus_are_read_up_to_a_number_and_a_size() {
+    let store = storage::Store::memory();
+    let server = ServerNumber(1);
+    let mut batch = Batch::new();
+    for number in 0..5 {
+        let row = EduRow {
+            queued_ms: 0,
+            json: "x".repeat(100),
+        };
+        put_edu_at(&mut batch, (server, Position(3)), number, row);
+    }
+    store.submit(batch).wait_blocking().unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let read = |limit, bytes| {
+        let (found, has_more) = edus(&snapshot, server, (limit, bytes)).unwrap();
+        (found.len(), has_more)
+    };
+    assert_eq!(read(10, 1_000), (5, false));
+    assert_eq!(read(5, 1_000), (5, false));
+    assert_eq!(read(4, 1_000), (4, true));
+    assert_eq!(read(10, 250), (2, true));
+    assert_eq!(read(10, 1), (1, true), "one in any case");
 }
