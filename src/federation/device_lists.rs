@@ -37,7 +37,7 @@ struct DeviceListUpdate {
     user_id: OwnedUserId,
     stream_id: u64,
     #[serde(default)]
-    prev_id: Vec<u64>,
+    prev_id: Option<Vec<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +150,7 @@ impl Federation {
         let Ok(update) = serde_json::from_str::<DeviceListUpdate>(content) else {
             return Ok(());
         };
-        let mut prev_ids = update.prev_id;
+        let mut prev_ids = update.prev_id.unwrap_or_default();
         prev_ids.truncate(MAX_PREV_IDS);
         let change = RemoteChange {
             stream_id: Some(update.stream_id),

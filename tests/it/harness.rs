@@ -118,12 +118,6 @@ impl TestServer {
         Self::run(server)
     }
 
-    /// Stops in good order.
-    pub async fn stop(self) {
-        drop(self._watch);
-        self.running.stop().await;
-    }
-
     fn run(server: Arc<Server>) -> Self {
         let running = run::start(server).expect("the server starts");
         let address = running.addresses.first().expect("it has a listener");
