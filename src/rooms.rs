@@ -520,4 +520,4 @@ fn milliseconds(now_ms: u64) -> MilliSecondsSinceUnixEpoch {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

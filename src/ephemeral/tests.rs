@@ -5,10 +5,9 @@ use std::time::Duration;
 use ruma::{OwnedRoomId, RoomVersionId, UserId, presence::PresenceState, server_name};
 
 use super::*;
-use crate::{
-    accounts::Settings,
-    rooms::{CreateRoom, Extra, Preset, identity},
-    telemetry::Metrics,
+use crate::rooms::{
+    Extra, Preset,
+    tests::{Parts, plan},
 };
 
 struct World {
@@ -27,41 +26,13 @@ impl World {
     async fn with(config: Config) -> Self {
         let clock = Clock::seeded(1_700_000_000_000, 7);
         let store = Store::memory_with(clock.clone());
-        let name = server_name!("example.org").to_owned();
-        let signer = identity::signer(&store, &clock, name.clone())
-            .await
-            .unwrap();
-        let metrics = Metrics::new();
-        let accounts = Accounts::new(
-            store.clone(),
-            clock.clone(),
-            name,
-            Settings::default(),
-            &metrics,
-        );
-        let rooms = Rooms::new(
-            store.clone(),
-            clock.clone(),
-            signer,
-            accounts.clone(),
-            rooms::Config::default(),
-        )
-        .unwrap();
+        let name = server_name!("example.org");
+        let parts = Parts::new(store.clone(), clock.clone(), name, Default::default()).await;
+        let Parts {
+            accounts, rooms, ..
+        } = parts;
         let (alice, bob) = (who(&accounts, "alice").await, who(&accounts, "bob").await);
-        let plan = CreateRoom {
-            creator: alice.id.clone(),
-            preset: Preset::PublicChat,
-            is_published: false,
-            version: Some(RoomVersionId::V11),
-            alias: None,
-            name: None,
-            topic: None,
-            invite: Vec::new(),
-            is_direct: false,
-            creation_content: Extra::new(),
-            initial_state: Vec::new(),
-            power_levels: Extra::new(),
-        };
+        let plan = plan(&alice.id, Preset::PublicChat, RoomVersionId::V11);
         let room_id = rooms.create(plan).await.unwrap();
         rooms.join(&bob.id, &room_id, Extra::new()).await.unwrap();
         let room = rooms.resident(&room_id).unwrap();

@@ -1,13 +1,15 @@
 //! Creating, sending and reading on a store in memory.
 
 use ruma::{
-    OwnedUserId, RoomVersionId, UserId, events::TimelineEventType, owned_user_id, server_name,
+    OwnedUserId, RoomVersionId, ServerName, UserId, events::TimelineEventType, owned_user_id,
+    server_name,
 };
 use serde_json::json;
 
 use super::*;
 use crate::{
     accounts::Settings,
+    events::Signer,
     storage::{Batch, Order, Store},
     telemetry::Metrics,
 };
@@ -22,19 +24,50 @@ pub(super) async fn on(store: Store, clock: Clock) -> Rooms {
 }
 
 async fn configured(store: Store, clock: Clock, config: Config) -> Rooms {
-    let name = server_name!("example.org").to_owned();
-    let signer = identity::signer(&store, &clock, name.clone())
+    Parts::new(store, clock, server_name!("example.org"), config)
         .await
-        .unwrap();
-    let metrics = Metrics::new();
-    let accounts = Accounts::new(
-        store.clone(),
-        clock.clone(),
-        name,
-        Settings::default(),
-        &metrics,
-    );
-    Rooms::new(store, clock, signer, accounts, config).unwrap()
+        .rooms
+}
+
+/// The rooms of a server and what they are made of.
+pub(crate) struct Parts {
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) metrics: Metrics,
+    pub(crate) accounts: Accounts,
+    pub(crate) rooms: Rooms,
+}
+
+impl Parts {
+    pub(crate) async fn new(store: Store, clock: Clock, name: &ServerName, config: Config) -> Self {
+        let signer = identity::signer(&store, &clock, name.to_owned())
+            .await
+            .unwrap();
+        let metrics = Metrics::new();
+        let accounts = Accounts::new(
+            store.clone(),
+            clock.clone(),
+            name.to_owned(),
+            Settings::default(),
+            &metrics,
+        );
+        let rooms = Rooms::new(
+            store.clone(),
+            clock.clone(),
+            Arc::clone(&signer),
+            accounts.clone(),
+            config,
+        );
+        Self {
+            store,
+            clock,
+            signer,
+            metrics,
+            accounts,
+            rooms: rooms.unwrap(),
+        }
+    }
 }
 
 pub(super) fn alice() -> OwnedUserId {
@@ -45,7 +78,7 @@ pub(super) fn bob() -> OwnedUserId {
     owned_user_id!("@bob:example.org")
 }
 
-pub(super) fn plan(creator: &UserId, preset: Preset, version: RoomVersionId) -> CreateRoom {
+pub(crate) fn plan(creator: &UserId, preset: Preset, version: RoomVersionId) -> CreateRoom {
     CreateRoom {
         creator: creator.to_owned(),
         preset,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ruma::{
-    CanonicalJsonObject, OwnedRoomId, OwnedUserId, UserId,
+    CanonicalJsonObject, OwnedRoomId, OwnedUserId, RoomVersionId, UserId,
     canonical_json::CanonicalJsonValue,
     events::{TimelineEventType, room::member::MembershipState},
     server_name,
@@ -15,14 +15,16 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    accounts::{Settings, UserNumber},
+    accounts::UserNumber,
     encryption::{Encryption, RemoteChange},
     ephemeral,
     events::Verified,
-    rooms::{CreateRoom, Extra, Intake, MembershipAction, NewEvent, Preset, Received, identity},
+    rooms::{
+        CreateRoom, Extra, Intake, MembershipAction, NewEvent, Preset, Received,
+        tests::{Parts as RoomsParts, plan},
+    },
     storage::Batch,
     tasks::{Stage, Tasks},
-    telemetry::Metrics,
 };
 
 struct World {
@@ -48,22 +50,16 @@ const ROOMS: usize = 2;
 impl World {
     async fn new(seed: u64, has_forks: bool) -> Self {
         let clock = Clock::seeded(1_700_000_000_000, seed);
-        let store = Store::memory();
-        let name = server_name!("example.org").to_owned();
-        let signer = identity::signer(&store, &clock, name.clone())
-            .await
-            .unwrap();
-        let metrics = Metrics::new();
-        let settings = Settings::default();
-        let accounts = Accounts::new(store.clone(), clock.clone(), name, settings, &metrics);
-        let rooms = Rooms::new(
-            store.clone(),
-            clock.clone(),
-            signer,
-            accounts.clone(),
-            rooms::Config::default(),
-        )
-        .unwrap();
+        let name = server_name!("example.org");
+        let made = RoomsParts::new(Store::memory(), clock, name, Default::default()).await;
+        let RoomsParts {
+            store,
+            clock,
+            metrics,
+            accounts,
+            rooms,
+            ..
+        } = made;
         let config = ephemeral::Config::default();
         let (clock2, accounts2) = (clock.clone(), accounts.clone());
         let ephemeral = Ephemeral::new(store.clone(), clock2, accounts2, rooms.clone(), config);
@@ -111,23 +107,16 @@ impl World {
 
     async fn create(&mut self, creator: usize, visibility: &str) {
         let content = object(json!({ "history_visibility": visibility }));
+        let creator = &self.users[creator].0;
         let plan = CreateRoom {
-            creator: self.users[creator].0.clone(),
-            preset: Preset::PublicChat,
-            is_published: false,
-            version: None,
-            alias: None,
             name: None,
-            topic: None,
-            invite: Vec::new(),
-            is_direct: false,
-            creation_content: CanonicalJsonObject::new(),
             initial_state: vec![(
                 TimelineEventType::RoomHistoryVisibility,
                 String::new(),
                 content,
             )],
             power_levels: object(json!({ "state_default": 0 })),
+            ..plan(creator, Preset::PublicChat, RoomVersionId::V12)
         };
         self.room_ids.push(self.rooms.create(plan).await.unwrap());
     }

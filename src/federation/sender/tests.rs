@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    accounts::{Accounts, Settings},
+    accounts::Accounts,
     encryption::Encryption,
     ephemeral::{self, Ephemeral, NewReceipt, ReceiptThread, Who},
     federation::{Config, Parts, Simulated},
-    rooms::{CreateRoom, Extra, MembershipAction, NewEvent, Preset, identity},
+    rooms::{CreateRoom, Extra, MembershipAction, NewEvent, Preset, tests::Parts as RoomsParts},
 };
 
 /// A test that waits longer than this has failed.
@@ -158,26 +158,16 @@ impl World {
     }
 
     async fn on(store: Store, clock: Clock, others: Others) -> Self {
-        let name = server_name!("one.example").to_owned();
-        let signer = identity::signer(&store, &clock, name.clone())
-            .await
-            .unwrap();
-        let metrics = Metrics::new();
-        let accounts = Accounts::new(
-            store.clone(),
-            clock.clone(),
-            name,
-            Settings::default(),
-            &metrics,
-        );
-        let rooms = Rooms::new(
-            store.clone(),
-            clock.clone(),
-            Arc::clone(&signer),
-            accounts.clone(),
-            crate::rooms::Config::default(),
-        )
-        .unwrap();
+        let name = server_name!("one.example");
+        let made = RoomsParts::new(store, clock, name, Default::default()).await;
+        let RoomsParts {
+            store,
+            clock,
+            signer,
+            metrics,
+            accounts,
+            rooms,
+        } = made;
         let config = ephemeral::Config {
             federate_out: true,
             federate_in: true,

@@ -1,15 +1,17 @@
 //! Tests of carrying profiles into rooms: twice, from a lost place in the log, and at an account's end.
 
-use ruma::{OwnedRoomId, server_name};
+use ruma::{OwnedRoomId, RoomVersionId, server_name};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    accounts::{Accounts, Erase, LocalUser, NewUser, Settings},
+    accounts::{Accounts, Erase, LocalUser, NewUser},
     clock::Clock,
-    rooms::{Config, CreateRoom, Extra, Preset, identity},
+    rooms::{
+        Config, Extra, Preset,
+        tests::{Parts, plan},
+    },
     storage::Store,
-    telemetry::Metrics,
 };
 
 struct Scene {
@@ -22,27 +24,15 @@ struct Scene {
 
 /// Alice is in a room that Bob made.
 async fn scene() -> Scene {
-    let (store, clock) = (Store::memory(), Clock::seeded(1_700_000_000_000, 7));
-    let name = server_name!("hearth.test").to_owned();
-    let signer = identity::signer(&store, &clock, name.clone())
-        .await
-        .unwrap();
-    let metrics = Metrics::new();
-    let accounts = Accounts::new(
-        store.clone(),
-        clock.clone(),
-        name,
-        Settings::default(),
-        &metrics,
-    );
-    let rooms = Rooms::new(
-        store.clone(),
-        clock,
-        signer,
-        accounts.clone(),
-        Config::default(),
-    )
-    .unwrap();
+    let clock = Clock::seeded(1_700_000_000_000, 7);
+    let name = server_name!("hearth.test");
+    let parts = Parts::new(Store::memory(), clock, name, Config::default()).await;
+    let Parts {
+        store,
+        accounts,
+        rooms,
+        ..
+    } = parts;
     let create = async |localpart: &str| {
         let new = NewUser {
             localpart: Some(localpart.to_owned()),
@@ -55,20 +45,7 @@ async fn scene() -> Scene {
             .0
     };
     let (alice, bob) = (create("alice").await, create("bob").await);
-    let plan = CreateRoom {
-        creator: bob.id,
-        preset: Preset::PublicChat,
-        is_published: false,
-        version: None,
-        alias: None,
-        name: None,
-        topic: None,
-        invite: Vec::new(),
-        is_direct: false,
-        creation_content: CanonicalJsonObject::new(),
-        initial_state: Vec::new(),
-        power_levels: CanonicalJsonObject::new(),
-    };
+    let plan = plan(&bob.id, Preset::PublicChat, RoomVersionId::V12);
     let room_id = rooms.create(plan).await.unwrap();
     rooms.join(&alice.id, &room_id, Extra::new()).await.unwrap();
     Scene {

@@ -12,12 +12,13 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    accounts::{Accounts, Settings},
     clock::Clock,
     events::RootNumber,
-    rooms::{Adoption, Class, CreateRoom, NewEvent, Preset, identity, object, tests::message},
+    rooms::{
+        Adoption, Class, CreateRoom, NewEvent, Preset, object,
+        tests::{Parts, message},
+    },
     storage::{Position, Store},
-    telemetry::Metrics,
 };
 
 /// A server with one user.
@@ -35,18 +36,8 @@ async fn peer(number: usize) -> Peer {
 }
 
 async fn on(store: Store, clock: Clock, name: OwnedServerName) -> Rooms {
-    let signer = identity::signer(&store, &clock, name.clone())
-        .await
-        .unwrap();
-    let settings = Settings::default();
-    let accounts = Accounts::new(
-        store.clone(),
-        clock.clone(),
-        name,
-        settings,
-        &Metrics::new(),
-    );
-    Rooms::new(store, clock, signer, accounts, Default::default()).unwrap()
+    let parts = Parts::new(store, clock, &name, Default::default()).await;
+    parts.rooms
 }
 
 fn plan(creator: &OwnedUserId, version: RoomVersionId) -> CreateRoom {
