@@ -587,6 +587,11 @@ async fn capabilities_are_for_users_and_name_what_there_is() {
     assert_eq!(
         found["capabilities"]["m.room_versions"]["available"],
         json!({
+            "1": "stable",
+            "2": "stable",
+            "3": "stable",
+            "4": "stable",
+            "5": "stable",
             "6": "stable",
             "7": "stable",
             "8": "stable",
