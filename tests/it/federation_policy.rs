@@ -91,7 +91,7 @@ async fn what_we_send_is_signed_by_the_policy_server_or_refused() {
     let event_id = alice.say(&guest.room, "hello").await;
     assert!(is_signed(&guest, &event_id).await);
 
-    let path = room_path(&guest.room, "/send/m.room.message/t1");
+    let path = room_path(&guest.room, "/send/m.room.message/spam");
     let spam = json!({ "msgtype": "m.text", "body": "spam" });
     let answer = alice.put(&path, spam).await;
     answer.fails(403, "M_FORBIDDEN");
