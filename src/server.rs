@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     encryption::{self, Encryption},
     ephemeral::Ephemeral,
+    events::Signer,
     federation::{self, Federation, Transport},
     outbound::{self, Names, Outbound},
     push::Push,
@@ -166,16 +167,7 @@ impl Server {
         let server_name = ServerName::parse(config.server_name())?;
         let signer = rooms::identity::signer(&store, &clock, server_name.clone()).await?;
         let accounts = new_accounts(&config, &store, &clock, server_name, &metrics);
-        let rooms = Rooms::new(
-            store.clone(),
-            clock.clone(),
-            Arc::clone(&signer),
-            accounts.clone(),
-            config.rooms.clone(),
-        )?;
-        if !store.was_clean() {
-            check_recent(&rooms).await?;
-        }
+        let rooms = open_rooms(&config, &store, &clock, (&signer, &accounts)).await?;
         let ephemeral = Ephemeral::new(
             store.clone(),
             clock.clone(),
@@ -262,6 +254,26 @@ impl Server {
             Err(_panicked) => Err(storage::Error::Closed.into()),
         }
     }
+}
+
+/// The rooms of a store, looked through if the last process did not end in good order.
+async fn open_rooms(
+    config: &Config,
+    store: &Store,
+    clock: &Clock,
+    (signer, accounts): (&Arc<Signer>, &Accounts),
+) -> Result<Rooms, Error> {
+    let rooms = Rooms::new(
+        store.clone(),
+        clock.clone(),
+        Arc::clone(signer),
+        accounts.clone(),
+        config.rooms.clone(),
+    )?;
+    if !store.was_clean() {
+        check_recent(&rooms).await?;
+    }
+    Ok(rooms)
 }
 
 /// After a crash: what was written last must hang together. What does not is for people to look at.

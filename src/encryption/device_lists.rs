@@ -9,7 +9,7 @@
 mod shared;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -237,11 +237,9 @@ impl Encryption {
         let mut users: BTreeMap<UserNumber, (Option<Position>, u64)> = BTreeMap::new();
         for change in changes {
             let user = change.user;
-            if !users.contains_key(&user) {
-                users.insert(user, last_change(snapshot, user)?);
-            }
-            let Some((_, stream_id)) = users.get_mut(&user) else {
-                continue;
+            let (_, stream_id) = match users.entry(user) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => new.insert(last_change(snapshot, user)?),
             };
             *stream_id += 1;
             let told = ListChange {

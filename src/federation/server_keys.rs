@@ -194,7 +194,8 @@ impl ServerKeys {
         wanted: Wanted,
         reason: Reason,
     ) -> BTreeMap<OwnedServerName, Arc<KnownKeys>> {
-        let fetched = self.fetch_missing(&wanted, reason);
+        // Boxed, as it holds the requests to many servers.
+        let fetched = Box::pin(self.fetch_missing(&wanted, reason));
         if self
             .inner
             .clock

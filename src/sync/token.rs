@@ -28,7 +28,7 @@ const SEQUENCE_LIMIT: u64 = 1 << 48;
 
 impl Token {
     /// Up to where messages from other devices are known.
-    pub(super) fn to_device(&self) -> Position {
+    pub(super) fn to_device(self) -> Position {
         self.to_device.unwrap_or(self.position)
     }
 }

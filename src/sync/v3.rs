@@ -83,7 +83,7 @@ impl Sync {
         since: Option<Token>,
     ) -> Result<Answer, Error> {
         let viewer = request.viewer;
-        let since_messages = since.map(|since| since.to_device());
+        let since_messages = since.map(Token::to_device);
         let device = (viewer.user, viewer.device);
         let encryption = &self.inner.encryption;
         let messages = encryption.messages(snapshot, device, since_messages)?;

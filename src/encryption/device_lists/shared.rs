@@ -100,7 +100,7 @@ impl Encryption {
         let is_changed = rooms
             .published(entry.room)
             .is_some_and(|room| room.state_position > since);
-        if !is_moved && !(is_changed && entry.class == Class::Join) {
+        if !(is_moved || is_changed && entry.class == Class::Join) {
             return Ok(());
         }
         let before = rooms.root_at(snapshot, entry.room, since)?;
