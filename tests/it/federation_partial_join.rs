@@ -131,15 +131,15 @@ impl FarRoom {
         };
         let charlie = room.peer.user("charlie");
         let create = json!({ "creator": charlie, "room_version": VERSION });
-        room.add("charlie", "m.room.create", Some(""), create);
+        room.add("charlie", "m.room.create", Some(""), &create);
         room.join("charlie");
         let levels = json!({ "users": { charlie: 100, room.peer.user("derek"): 50 } });
-        room.add("charlie", "m.room.power_levels", Some(""), levels);
+        room.add("charlie", "m.room.power_levels", Some(""), &levels);
         room.add(
             "charlie",
             "m.room.join_rules",
             Some(""),
-            json!({ "join_rule": "public" }),
+            &json!({ "join_rule": "public" }),
         );
         room.join("derek");
         room.serve(&room.peer);
@@ -190,15 +190,15 @@ impl FarRoom {
         self.peer.complete(&template, VERSION)
     }
 
-    fn add(&self, sender: &str, event_type: &str, key: Option<&str>, content: Value) -> Verified {
-        let event = self.make(sender, event_type, key, &content, None);
+    fn add(&self, sender: &str, event_type: &str, key: Option<&str>, content: &Value) -> Verified {
+        let event = self.make(sender, event_type, key, content, None);
         self.shared().add(&event);
         event
     }
 
     fn say(&self, sender: &str, text: &str) -> Verified {
         let content = json!({ "msgtype": "m.text", "body": text });
-        self.add(sender, "m.room.message", None, content)
+        self.add(sender, "m.room.message", None, &content)
     }
 
     /// Has `peer` answer for the room.
@@ -517,7 +517,7 @@ async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_count
     let levels = json!({ "users": {
         room.peer.user("charlie"): 100, room.peer.user("derek"): 100, elsie.clone(): 50,
     } });
-    room.add("charlie", "m.room.power_levels", Some(""), levels);
+    room.add("charlie", "m.room.power_levels", Some(""), &levels);
     let derek_joined = room.membership("derek", "join");
     room.membership("derek", "leave");
     let elsie_joined = room.join("elsie");
@@ -542,7 +542,7 @@ async fn what_should_not_have_been_accepted_goes_and_what_should_have_been_count
     );
     // It stands in the graph, and has no part in the state.
     room.shared().events.push(kick.clone());
-    let set = room.add("elsie", "m.room.test", Some(""), json!({ "by": "elsie" }));
+    let set = room.add("elsie", "m.room.test", Some(""), &json!({ "by": "elsie" }));
     let said = room.say("charlie", "what happens?");
     room.send(&server, &[&kick, &set, &said]).await;
 
@@ -685,7 +685,7 @@ async fn who_was_let_in_wrongly_is_out_when_the_state_has_come() {
         "charlie",
         "m.room.member",
         Some(&alice.id),
-        json!({ "membership": "ban" }),
+        &json!({ "membership": "ban" }),
     );
     alice.join_far(&room).await;
     assert!(is_partial(&server, &room));

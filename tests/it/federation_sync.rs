@@ -100,7 +100,7 @@ async fn a_timeline_is_limited_where_events_are_missing() {
     guest.answer("POST", "get_missing_events", events);
     let state = json!({ "pdu_ids": guest.state(), "auth_chain_ids": [] });
     guest.answer("GET", "state_ids", state);
-    guest.answer_events(vec![pdu_json(&lost)], vec![lost.event_id.clone()]);
+    guest.answer_events(vec![pdu_json(&lost)], std::slice::from_ref(&lost.event_id));
     guest.send("1", &[&last]).await.ok();
     guest.is_seen(&alice, &last).await;
 

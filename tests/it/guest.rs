@@ -168,7 +168,7 @@ impl<'a> Guest<'a> {
     }
 
     /// Answers `/event` with these events, whoever asks.
-    pub fn answer_events(&self, events: Vec<Value>, ids: Vec<OwnedEventId>) {
+    pub fn answer_events(&self, events: Vec<Value>, ids: &[OwnedEventId]) {
         let by_id: HashMap<_, _> = ids
             .iter()
             .map(|id| escaped(id.as_str()))
@@ -232,9 +232,9 @@ impl<'a> Guest<'a> {
     }
 
     /// Those of `ids` that the server does not have.
-    pub fn unknown(&self, ids: Vec<OwnedEventId>) -> Vec<OwnedEventId> {
+    pub fn unknown(&self, ids: &[OwnedEventId]) -> Vec<OwnedEventId> {
         let rooms = &self.server.running.server.rooms;
-        let unknown = rooms.unknown(&snapshot(self.server), self.number(), &ids);
+        let unknown = rooms.unknown(&snapshot(self.server), self.number(), ids);
         unknown.expect("the store answers")
     }
 

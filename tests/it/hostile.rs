@@ -189,7 +189,7 @@ async fn a_gap_that_stays_open_is_bridged_by_the_state_of_its_other_side() {
         "state_ids",
         json!({ "pdu_ids": guest.state(), "auth_chain_ids": [] }),
     );
-    guest.answer_events(vec![pdu_json(&lost)], vec![lost.event_id.clone()]);
+    guest.answer_events(vec![pdu_json(&lost)], std::slice::from_ref(&lost.event_id));
     guest.send("1", &[&last]).await.ok();
     guest.is_seen(&alice, &last).await;
     assert!(guest.sees(&alice, &edge).await);
@@ -219,10 +219,10 @@ fn auth_chain(guest: &Guest<'_>, first: &OwnedEventId, length: usize) -> Vec<Ver
             ..Draft::message("", &[&guest.join])
         }));
     }
-    let ids = chain.iter().map(|event| event.event_id.clone()).collect();
+    let ids: Vec<_> = chain.iter().map(|event| event.event_id.clone()).collect();
     let events: Vec<Value> = chain.iter().map(pdu_json).collect();
     guest.answer("GET", "event_auth", json!({ "auth_chain": events }));
-    guest.answer_events(events, ids);
+    guest.answer_events(events, &ids);
     chain
 }
 
@@ -308,9 +308,9 @@ async fn auth_events_that_go_on_without_end_are_given_up() {
     guest.is_settled().await;
     assert!(!guest.sees(&alice, &lost).await);
     costs_little(&guest);
-    let ids = chain.iter().map(|event| event.event_id.clone()).collect();
+    let ids: Vec<_> = chain.iter().map(|event| event.event_id.clone()).collect();
     assert_eq!(
-        guest.unknown(ids).len(),
+        guest.unknown(&ids).len(),
         LONG_CHAIN,
         "nothing is kept of it"
     );
