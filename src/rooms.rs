@@ -80,7 +80,7 @@ pub use self::{
     outgoing::Outgoing,
     outside::{MAX_OUTSIDE_INVITES, Outside, OutsideChange, Residence, StrippedState},
     page::{NoPlace, Page, PageQuery, Place},
-    partial::{Lacking, Recheck},
+    partial::{Lacking, Recheck, Untold},
     receive::{HistoryEvent, Intake, Outcome, Received},
     recommend::Signing,
     relations::{MAX_RELATION_DEPTH, RelationQuery},

@@ -116,6 +116,27 @@ impl Federation {
         Ok(Some(ListEdu { servers, json }))
     }
 
+    /// What other servers of a room are to be told of that users of this one have changed since a position.
+    pub(super) fn missed_edus(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        since: Position,
+    ) -> Result<Vec<Arc<str>>, Error> {
+        let inner = &self.inner;
+        let mut edus = Vec::new();
+        for change in inner.encryption.local_changes(snapshot, since)? {
+            if !inner.rooms.is_joined(snapshot, change.user, room)? {
+                continue;
+            }
+            if let Some(device) = self.any_device(snapshot, change.user)? {
+                let user = inner.accounts.user_id(snapshot, change.user)?;
+                edus.push(write_update(&user, &device, &change));
+            }
+        }
+        Ok(edus)
+    }
+
     /// The other servers with which a user of this one shares a room, but for one room.
     fn servers_of_user(
         &self,

@@ -29,8 +29,8 @@ use super::{
 };
 use crate::{
     events::Verified,
-    rooms::{self, Lacking, Recheck, RoomNumber},
-    storage::{Batch, Snapshot},
+    rooms::{self, Lacking, Recheck, RoomNumber, Untold},
+    storage::{Batch, Position, Snapshot},
     tasks::{Stage, Tasks},
 };
 
@@ -84,6 +84,8 @@ struct Resync<'a> {
     worker: &'a Worker,
     /// Rounds in which nobody told the state.
     failed: u32,
+    /// Servers that were not told of what happened while the room was partial.
+    untold: Option<Untold>,
 }
 
 /// The state before an event as one server tells it.
@@ -154,6 +156,7 @@ impl Federation {
             rules,
             worker,
             failed: 0,
+            untold: None,
         };
         // Boxed, as it holds the answers of other servers.
         Box::pin(resync.run()).await;
@@ -187,24 +190,53 @@ impl Resync<'_> {
     /// Goes as far as it goes without waiting. True if the room is whole.
     async fn step(&mut self) -> Result<bool, MembershipError> {
         loop {
+            for lacking in self.lacking().await? {
+                if !self.fetch(&lacking).await? {
+                    return Ok(false);
+                }
+            }
+            self.find_untold().await?;
             let rooms = &self.federation.inner.rooms;
             // The room's turn is given back after each part, so that others get in between.
             let rechecked = rooms.write(self.room).await?.recheck().await?;
             match rechecked {
+                // A user of ours has come in between.
+                Recheck::Lacking => self.untold = None,
                 Recheck::More => {}
                 Recheck::Done => {
+                    self.tell_untold().await?;
                     tracing::info!(room_id = %self.room_id, "the whole state of a joined room is here");
                     return Ok(true);
                 }
-                Recheck::Lacking => {
-                    for lacking in self.lacking().await? {
-                        if !self.fetch(&lacking).await? {
-                            return Ok(false);
-                        }
-                    }
-                }
             }
         }
+    }
+
+    /// Finds out, before anything is judged again, which servers this one did not know of.
+    async fn find_untold(&mut self) -> Result<(), MembershipError> {
+        if self.untold.is_none() {
+            let (rooms, room) = (self.federation.inner.rooms.clone(), self.room);
+            let find = move |snapshot: &Snapshot| rooms.untold_servers(snapshot, room);
+            self.untold = Some(self.federation.inner.store.read(find).await?);
+        }
+        Ok(())
+    }
+
+    /// Tells servers which devices have changed of users that they share the room with.
+    async fn tell_untold(&mut self) -> Result<(), MembershipError> {
+        let Untold { servers, since } = self.untold.take().unwrap_or_default();
+        if servers.is_empty() || since == Position::default() {
+            return Ok(());
+        }
+        let (federation, room) = (self.federation.clone(), self.room);
+        let read = move |snapshot: &Snapshot| federation.missed_edus(snapshot, room, since);
+        let edus = self.federation.inner.store.read(read).await?;
+        let servers: Vec<_> = servers.into_iter().collect();
+        for edu in edus {
+            let batch = self.federation.queue_canonical(&servers, &edu);
+            self.federation.inner.store.submit(batch).await?;
+        }
+        Ok(())
     }
 
     async fn lacking(&self) -> Result<Vec<Lacking>, MembershipError> {

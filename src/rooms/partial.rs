@@ -8,16 +8,17 @@
 
 mod recheck;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use ruma::{OwnedEventId, OwnedServerName};
+use ruma::{OwnedEventId, OwnedServerName, UserId};
 
 pub use self::recheck::Recheck;
 pub(in crate::rooms) use self::recheck::ends_of;
 use super::{
-    Error, RoomNumber, RoomWriter, Rooms, ServerNumber, StoredEvent, TypeNumber,
+    Class, Error, RoomNumber, RoomWriter, Rooms, ServerNumber, StoredEvent, TypeNumber,
     draft::{Change, Draft, Entry},
     event::flag,
+    membership_of,
     receive::told,
     resolution::key_of,
     state::{self, Source},
@@ -243,6 +244,47 @@ impl Rooms {
             });
         }
         Ok(lacking)
+    }
+}
+
+/// Servers of a partial room that are not among those told of when it was joined, and since when it has been partial.
+#[derive(Clone, Debug, Default)]
+pub struct Untold {
+    pub servers: BTreeSet<OwnedServerName>,
+    pub since: Position,
+}
+
+impl Rooms {
+    /// The servers of a partial room, as far as the states that were fetched and the joins since then tell of others than
+    /// those that were told of.
+    pub fn untold_servers(&self, snapshot: &Snapshot, room: RoomNumber) -> Result<Untold, Error> {
+        let mut untold = Untold::default();
+        let mut since: Option<Position> = None;
+        for (number, noted) in noted(snapshot, room)? {
+            let Some(event) = self.event(snapshot, room, number)? else {
+                continue;
+            };
+            let position = Some(event.meta.position).filter(|at| *at != Position::default());
+            since = since.into_iter().chain(position).min();
+            if let Some(root) = noted.told {
+                untold
+                    .servers
+                    .extend(self.servers_at(snapshot, (room, root))?);
+            }
+            let user = event.pdu.state_key.as_deref().map(<&UserId>::try_from);
+            if event.meta.event_type == TypeNumber::MEMBER
+                && Class::of(&membership_of(&event)) == Class::Join
+                && let Some(Ok(user)) = user
+            {
+                untold.servers.insert(user.server_name().to_owned());
+            }
+        }
+        for told in self.told_servers(snapshot, room)? {
+            untold.servers.remove(&told);
+        }
+        untold.servers.remove(self.own_name());
+        untold.since = since.unwrap_or_default();
+        Ok(untold)
     }
 }
 
