@@ -88,6 +88,7 @@ impl Federation {
         };
         let before = (room, event.meta.root_before);
         if !inner.accounts.is_local(user)
+            || self.is_of_partial_time(snapshot, room, event)?
             || inner.rooms.membership_at(snapshot, before, user)? == MembershipState::Join
         {
             return Ok(None);
@@ -114,6 +115,18 @@ impl Federation {
         };
         let json = write_update(user, &device, &change);
         Ok(Some(ListEdu { servers, json }))
+    }
+
+    /// Whether an event came while not all members of its room were known: who follows whose devices was not known either.
+    fn is_of_partial_time(
+        &self,
+        snapshot: &Snapshot,
+        room: RoomNumber,
+        event: &StoredEvent,
+    ) -> Result<bool, Error> {
+        let rooms = &self.inner.rooms;
+        Ok(rooms.is_partial(room)
+            || rooms.was_completed_since(snapshot, room, event.meta.position)?)
     }
 
     /// What other servers of a room are to be told of that users of this one have changed since a position.
