@@ -135,19 +135,32 @@ impl World {
         None
     }
 
-    /// What the servers in a room take it to be. A server that the room shuts out is left out: nobody takes what it says.
+    /// What the servers in a room take it to be. Who alone believes to be in it is left out: its users came back before the
+    /// others heard that they had left, and since then nobody tells it anything. Where a server in the room shuts out another
+    /// there is nothing to agree on, as each hears something else.
     fn views(&self, index: usize) -> Vec<(usize, View)> {
         let room = &self.town.rooms[index];
         let inside = (0..self.slots.len()).filter(|server| self.is_in(index, *server));
         let inside: Vec<_> = inside.collect();
-        let is_heard = |server: &usize| {
-            let mut others = inside.iter().filter(|other| *other != server);
-            others.all(|other| self.lets_in(room, *other, *server))
+        let mut pairs = inside
+            .iter()
+            .flat_map(|one| inside.iter().map(move |other| (*one, *other)));
+        if pairs.any(|(one, other)| one != other && !self.lets_in(room, one, other)) {
+            return Vec::new();
+        }
+        let mut views: Vec<_> = inside
+            .iter()
+            .map(|server| (*server, self.view(room, *server)))
+            .collect();
+        let is_seen = |server: usize| {
+            let suffix = format!(":{}", self.slots[server].name);
+            let mut others = views.iter().filter(|(other, _)| *other != server);
+            let sees = |view: &View| view.joined.iter().any(|user| user.ends_with(&suffix));
+            views.len() == 1 || others.any(|(_, view)| sees(view))
         };
-        let heard = inside.iter().copied().filter(is_heard);
-        heard
-            .map(|server| (server, self.view(room, server)))
-            .collect()
+        let seen: BTreeSet<_> = inside.into_iter().filter(|of| is_seen(*of)).collect();
+        views.retain(|(server, _)| seen.contains(server));
+        views
     }
 
     /// Whether the access list of a room, as `server` has it, lets another in.
