@@ -117,21 +117,12 @@ impl Rooms {
         create: NewEvent,
     ) -> Result<Making, Error> {
         let mut create = create;
-        let room_id = if rules.authorization.room_create_event_id_as_room_id {
-            // The room's ID is that of its create event, so both builds must see the same time.
-            create.timestamp = Some(super::milliseconds(self.clock.now_ms()));
-            let placeholder = fresh_room_id(self.own_name(), "new");
-            let head = Head::unborn(RoomNumber::default(), placeholder, version)?;
-            super::writer::authorize::room_id_of(self, &head, &create)?
+        let (number, room_id) = if rules.authorization.room_create_event_id_as_room_id {
+            self.number_by_event(version, &mut create)?
         } else {
-            fresh_room_id(self.own_name(), &self.clock.random_string(18))
+            let room_id = fresh_room_id(self.own_name(), &self.clock.random_string(18));
+            (self.numbers.intern_room(&room_id), room_id)
         };
-        if self.numbers.room(&room_id).is_some() {
-            return Err(Error::Invalid(
-                format!("the room {room_id} exists already").into(),
-            ));
-        }
-        let number = self.numbers.intern_room(&room_id);
         let head = Head::unborn(number, room_id.clone(), version)?;
         let writer = self.write_unborn(head).await;
         let mut making = Making {
@@ -149,6 +140,32 @@ impl Rooms {
         Ok(making)
     }
 }
+
+impl Rooms {
+    /// The number and ID of a new room whose ID is that of its create event, which gets the time that leads to it. Rooms that
+    /// somebody makes alike in the same millisecond would be one.
+    fn number_by_event(
+        &self,
+        version: &RoomVersionId,
+        create: &mut NewEvent,
+    ) -> Result<(RoomNumber, OwnedRoomId), Error> {
+        let now_ms = self.clock.now_ms();
+        for later_ms in 0..MAX_LATER_MS {
+            create.timestamp = Some(super::milliseconds(now_ms + later_ms));
+            let placeholder = fresh_room_id(self.own_name(), "new");
+            let head = Head::unborn(RoomNumber::default(), placeholder, version)?;
+            let room_id = super::writer::authorize::room_id_of(self, &head, create)?;
+            let (number, is_new) = self.numbers.intern_new_room(&room_id);
+            if is_new {
+                return Ok((number, room_id));
+            }
+        }
+        Err(Error::Full)
+    }
+}
+
+/// How much later than now a new room is said to be made at most.
+const MAX_LATER_MS: u64 = 1_000;
 
 /// A room that is being made: its events are prepared, but nothing is written before all are.
 struct Making {

@@ -262,9 +262,14 @@ impl Numbers {
     /// The batch is queued before the number is handed out, and the queue is the order of the log: what refers to the
     /// number cannot become durable without it, so its commit need not be waited for.
     pub(super) fn intern_room(&self, room_id: &RoomId) -> RoomNumber {
+        self.intern_new_room(room_id).0
+    }
+
+    /// The same, and whether it was given out now: to one caller only.
+    pub(super) fn intern_new_room(&self, room_id: &RoomId) -> (RoomNumber, bool) {
         let mut names = self.names();
         if let Some(number) = names.rooms.numbers.get(room_id) {
-            return *number;
+            return (*number, false);
         }
         let number = RoomNumber(names.rooms.next);
         let mut batch = Batch::new();
@@ -272,7 +277,7 @@ impl Numbers {
         batch.put(&ROOM_IDS, &(number,), &room_id.as_str().to_owned());
         drop(self.store.submit(batch));
         names.rooms.insert(room_id.to_owned(), number, number.0);
-        number
+        (number, true)
     }
 
     /// The number of a server, given out now if it has none. See [`Self::intern_room`].

@@ -524,6 +524,20 @@ async fn a_room_is_created_once() {
 }
 
 #[tokio::test]
+async fn rooms_that_are_made_alike_at_the_same_time_are_two() {
+    let peer = peer(0).await;
+    let plan = || plan(&peer.user, RoomVersionId::V12);
+
+    let (one, two) = tokio::join!(peer.rooms.create(plan()), peer.rooms.create(plan()));
+
+    assert_ne!(one.unwrap(), two.unwrap());
+    assert_eq!(peer.rooms.all().len(), 2);
+    for found in peer.rooms.verify_recent().await.unwrap() {
+        panic!("{found}");
+    }
+}
+
+#[tokio::test]
 async fn a_relation_that_comes_first_waits_for_its_parent() {
     let all = servers(2, RoomVersionId::V11).await;
     let [a, b] = all.as_slice() else {
