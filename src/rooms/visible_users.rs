@@ -18,6 +18,7 @@ use crate::{accounts::UserNumber, storage::Snapshot};
 pub struct VisibleUsers<'a> {
     rooms: &'a Rooms,
     snapshot: &'a Snapshot,
+    searcher: UserNumber,
     own_rooms: BTreeSet<RoomNumber>,
     is_public: BTreeMap<RoomNumber, bool>,
 }
@@ -38,12 +39,13 @@ impl<'a> VisibleUsers<'a> {
         Ok(Self {
             rooms,
             snapshot,
+            searcher,
             own_rooms,
             is_public: BTreeMap::new(),
         })
     }
 
-    /// Whether `user`, of this server, may be found.
+    /// Whether `user`, of this server, may be found. Who searches is found as by anybody: in rooms that everybody can see.
     ///
     /// # Errors
     /// The store failed.
@@ -54,7 +56,8 @@ impl<'a> VisibleUsers<'a> {
             .filter(|entry| entry.class == Class::Join)
             .map(|entry| entry.room)
             .collect();
-        if joined.iter().any(|room| self.own_rooms.contains(room)) {
+        let shares = joined.iter().any(|room| self.own_rooms.contains(room));
+        if shares && user != self.searcher {
             return Ok(true);
         }
         for room in joined {
