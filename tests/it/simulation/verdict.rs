@@ -12,7 +12,7 @@ use ruma::RoomId;
 use super::{people, world::World};
 
 /// Messages from every server after which all must agree.
-const ROUNDS: u64 = 3;
+const ROUNDS: u64 = 5;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// What a server takes a room to be.
