@@ -57,7 +57,12 @@ impl Federation {
                 false => None,
             };
             if let Some(entry) = next {
-                if let Some((entry, event)) = work.take(entry).await {
+                // A session may have the room's turn, or be the next to get it: it has to go on for this to get a turn.
+                let (taken, ended) = beside(work.take(entry), &mut sessions).await;
+                for origin in ended {
+                    work.unpark(&origin);
+                }
+                if let Some((entry, event)) = taken {
                     sessions.push(self.session(room, entry, event));
                 }
                 continue;
@@ -107,6 +112,22 @@ impl Federation {
         self.inner.inbox.count("dropped");
         // Whether it is durable matters to nobody: after a crash the event is dropped again.
         drop(self.inner.store.submit(Inbox::removal(room, entry)));
+    }
+}
+
+/// Does the work while the others go on; what those have come to that ended meanwhile.
+async fn beside<T, O: Future>(
+    work: impl Future<Output = T>,
+    others: &mut FuturesUnordered<O>,
+) -> (T, Vec<O::Output>) {
+    let mut work = std::pin::pin!(work);
+    let mut ended = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return (done, ended),
+            Some(other) = others.next() => ended.push(other),
+        }
     }
 }
 
@@ -222,5 +243,30 @@ pub(in crate::federation) fn label(outcome: Outcome) -> &'static str {
         Outcome::Accepted => "accepted",
         Outcome::SoftFailed => "soft_failed",
         Outcome::Rejected => "rejected",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_goes_on_beside_may_hold_what_the_work_waits_for() {
+        let turn = Mutex::new(());
+        let mut others = FuturesUnordered::new();
+        others.push(async {
+            let _turn = turn.lock().await;
+            tokio::task::yield_now().await;
+            "session"
+        });
+        assert!(others.next().now_or_never().is_none());
+
+        let work = async {
+            let _turn = turn.lock().await;
+            "work"
+        };
+        assert_eq!(beside(work, &mut others).await, ("work", vec!["session"]));
     }
 }
