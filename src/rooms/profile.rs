@@ -58,7 +58,7 @@ impl Rooms {
             if page.entries.is_empty() {
                 // What woke is looked at in the next round, whatever it was.
                 tokio::select! {
-                    _woken = self.store.wait(&[Topic::Log], tick, PAUSE) => tokio::time::sleep(GATHERING).await,
+                    _woken = self.store.wait(&[Topic::Log], tick, PAUSE) => self.clock.sleep(GATHERING).await,
                     () = stop.requested() => {}
                 }
             }
