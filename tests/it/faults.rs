@@ -128,12 +128,35 @@ async fn a_server_that_is_asked_to_stop_answers_who_waits_and_ends() {
     let installation = Installation::new();
     let mut server = installation.start().await;
     let line = Line::new(server.http.clone());
-    let body = json!({ "username": "alice", "password": "correct horse", "auth": { "type": "m.login.dummy" } });
-    let answer = line
-        .post("/_matrix/client/v3/register", "", &body)
+    let register = async |name: &str| {
+        let body = json!({ "username": name, "password": "correct horse", "auth": { "type": "m.login.dummy" } });
+        let path = "/_matrix/client/v3/register";
+        let answer = line.post(path, "", &body).await;
+        answer
+            .expect("nobody kills the server")
+            .text("access_token")
+    };
+    let get = |path: String, token: String| {
+        let line = line.clone();
+        async move {
+            let answer = line.request(Method::GET, &path, &token, None).await;
+            answer.expect("nobody kills the server")
+        }
+    };
+    let bob = register("bob").await;
+    let before = get("/_matrix/client/v3/sync".to_owned(), bob).await;
+    let before = before.text("next_batch");
+    let token = register("alice").await;
+    // A new device is told a moment after it is there, and would wake its own user.
+    let changes = format!("/_matrix/client/v3/keys/changes?from={before}&to={before}");
+    let is_told = async {
+        while get(changes.clone(), token.clone()).await.ok()["changed"] == json!([]) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, is_told)
         .await
-        .expect("nobody kills the server");
-    let token = answer.text("access_token");
+        .expect("her device is told");
     let sync = |query: String| {
         let (line, token) = (line.clone(), token.clone());
         async move {
