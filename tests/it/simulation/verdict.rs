@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use hearth::{
-    rooms::{Class, Placed, RoomNumber},
+    rooms::{Class, Placed, RoomNumber, flag},
     server::Server,
     storage::{Order, Snapshot},
 };
@@ -57,9 +57,11 @@ impl World {
             let call = people::message(&self.town.rooms[room], transaction, "done");
             let (status, _) = self.ask_alone(server, person.token, call).await;
             if status == 200 {
+                self.mute.remove(&(room, server));
                 return;
             }
         }
+        self.mute.insert((room, server));
     }
 
     fn is_in(&self, room: usize, server: usize) -> bool {
@@ -152,6 +154,14 @@ impl World {
             .iter()
             .map(|server| (*server, self.view(room, *server)))
             .collect();
+        for (server, view) in &mut views {
+            // Its last words stay loose ends of its own if no other showed them: only it could tie them, and it may not speak.
+            if self.mute.contains(&(index, *server)) {
+                let others = || inside.iter().filter(|other| *other != server);
+                let is_heard = |event: &String| others().any(|other| self.shows(*other, event));
+                view.extremities.retain(is_heard);
+            }
+        }
         let is_seen = |server: usize| {
             let suffix = format!(":{}", self.slots[server].name);
             let mut others = views.iter().filter(|(other, _)| *other != server);
@@ -172,6 +182,16 @@ impl World {
         let number = server.rooms.number(&room_id).expect("the room is known");
         let allowed = server.rooms.acl_allows(&snapshot, number, name);
         allowed.expect("the room can be read")
+    }
+
+    /// Whether a server has an event and has not soft-failed it.
+    fn shows(&self, server: usize, event: &str) -> bool {
+        let event_id = ruma::EventId::parse(event).expect("an event ID");
+        let server = self.server(server);
+        let snapshot = server.store.snapshot().expect("a snapshot");
+        let found = server.rooms.event_by_id(&snapshot, &event_id);
+        let found = found.expect("it can be read");
+        found.is_some_and(|(_, event)| !event.meta.has(flag::SOFT_FAILED))
     }
 
     /// What the servers know of an event.

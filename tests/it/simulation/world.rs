@@ -74,6 +74,8 @@ pub struct World {
     /// Pairs of servers that do not reach each other, the smaller first.
     cuts: BTreeSet<(usize, usize)>,
     is_calm: bool,
+    /// Rooms and servers of which nobody may say anything there, as of the last try.
+    pub mute: BTreeSet<(usize, usize)>,
     /// What happened, a line for each step.
     pub trace: Vec<String>,
 }
@@ -130,6 +132,7 @@ impl World {
             people: People::default(),
             faults,
             cuts: BTreeSet::new(),
+            mute: BTreeSet::new(),
             is_calm: true,
             trace: Vec::new(),
         };
