@@ -25,7 +25,7 @@ use crate::{
         state::{self, Source},
         threads::{self, ThreadChange},
         timeline,
-        writer::place::{self, Basis, Ends},
+        writer::place::{self, Ends},
     },
     storage::{Batch, Order, Position, Snapshot},
 };
@@ -260,15 +260,7 @@ fn ends(
         let event = place::event(source, *number)?;
         extremities.push((*number, event.pdu.event_id.clone()));
     }
-    let Basis { root, row } = Basis::after(head, source, draft, &numbers)?;
-    let memberships = place::memberships(source, (&head.root, &row))?;
-    let ends = Ends {
-        extremities,
-        root,
-        row,
-        is_step: false,
-    };
-    Ok((ends, memberships))
+    place::ends_beside(head, source, draft, (&numbers, extremities))
 }
 
 /// The extremities of a room: what no accepted event cites, directly or through events that were not accepted.

@@ -20,7 +20,7 @@ use crate::{
         partial, redact, relations,
         state::{self, Source},
         stubs, timeline,
-        writer::place::{self, Basis, Ends, Prepared, Was},
+        writer::place::{self, Ends, Prepared, Was},
     },
     storage::{Batch, Order, Snapshot},
 };
@@ -283,15 +283,7 @@ fn ends(
         .filter(|(end, _)| after.contains(end));
     let extremities: Vec<_> = kept.cloned().collect();
     let numbers: Vec<_> = after.into_iter().collect();
-    let Basis { root, row } = Basis::after(head, source, draft, &numbers)?;
-    let memberships = place::memberships(source, (&head.root, &row))?;
-    let ends = Ends {
-        extremities,
-        root,
-        row,
-        is_step: false,
-    };
-    Ok(Some((ends, memberships)))
+    place::ends_beside(head, source, draft, (&numbers, extremities)).map(Some)
 }
 
 /// The batch that is written to.

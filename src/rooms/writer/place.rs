@@ -320,6 +320,25 @@ pub(in crate::rooms) fn behind(
     Ok(passed.map(|passed| passed.meta.prev_events.to_vec()))
 }
 
+/// What the room is after some events that did not come last of all, and the memberships that change by that. They are its
+/// extremities, in the order in which their IDs are given.
+pub(in crate::rooms) fn ends_beside(
+    head: &Head,
+    source: &Source<'_>,
+    draft: &Draft,
+    (numbers, extremities): (&[EventNumber], Vec<(EventNumber, OwnedEventId)>),
+) -> Result<(Ends, Vec<MembershipChange>), Error> {
+    let Basis { root, row } = Basis::after(head, source, draft, numbers)?;
+    let memberships = memberships(source, (&head.root, &row))?;
+    let ends = Ends {
+        extremities,
+        root,
+        row,
+        is_step: false,
+    };
+    Ok((ends, memberships))
+}
+
 /// What the room is once an accepted event belongs to it, which the draft holds.
 pub(in crate::rooms) fn ends(
     head: &Head,
