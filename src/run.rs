@@ -3,13 +3,13 @@
 mod listeners;
 mod tls;
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{fmt, net::SocketAddr, path::Path, sync::Arc};
 
 use crate::{
     api::{self, Dispatcher, limits::Limits},
     config::sections::Bind,
     server::Server,
-    tasks::{Stage, Stop},
+    tasks::{Stage, Stop, Tasks},
 };
 
 /// Why a server did not start.
@@ -98,39 +98,41 @@ fn serve_admin_socket(server: &Arc<Server>, limits: &Arc<Limits>) -> Result<(), 
 
 /// Starts what goes on beside requests.
 fn start_background(server: &Arc<Server>) {
-    let accounts = server.accounts.clone();
-    let keep_house = move |stop: Stop| {
-        let accounts = accounts.clone();
-        async move { accounts.keep_house(stop).await }
-    };
-    server.tasks.start("accounts", Stage::Followers, keep_house);
-    let rooms = server.rooms.clone();
-    let follow_profiles = move |stop: Stop| {
-        let rooms = rooms.clone();
-        async move { rooms.follow_profiles(stop).await }
-    };
-    server
-        .tasks
-        .start("profiles", Stage::Followers, follow_profiles);
-    let rooms = server.rooms.clone();
-    let merge_ends = move |stop: Stop| {
-        let rooms = rooms.clone();
-        async move { rooms.merge_ends(stop).await }
-    };
-    server
-        .tasks
-        .start("loose ends", Stage::Followers, merge_ends);
-    let encryption = server.encryption.clone();
-    let follow_devices = move |stop: Stop| {
-        let encryption = encryption.clone();
-        async move { encryption.follow_devices(stop).await }
-    };
-    server
-        .tasks
-        .start("devices", Stage::Followers, follow_devices);
+    let (accounts, rooms, encryption) = (&server.accounts, &server.rooms, &server.encryption);
+    let tasks = &server.tasks;
+    follow(tasks, "accounts", accounts, |accounts, stop| async move {
+        accounts.keep_house(stop).await
+    });
+    follow(tasks, "profiles", rooms, |rooms, stop| async move {
+        rooms.follow_profiles(stop).await
+    });
+    follow(tasks, "loose ends", rooms, |rooms, stop| async move {
+        rooms.merge_ends(stop).await
+    });
+    follow(
+        tasks,
+        "devices",
+        encryption,
+        |encryption, stop| async move { encryption.follow_devices(stop).await },
+    );
     server.federation.start(&server.tasks);
     server.federation.start_inbox(&server.tasks);
     server.federation.start_resync(&server.tasks);
+}
+
+/// Starts the work of a part that goes on until the server stops, after all requests are answered.
+fn follow<P, F, E>(
+    tasks: &Tasks,
+    name: &'static str,
+    part: &P,
+    work: impl Fn(P, Stop) -> F + Send + 'static,
+) where
+    P: Clone + Send + 'static,
+    F: Future<Output = Result<(), E>> + Send + 'static,
+    E: fmt::Display + Send + 'static,
+{
+    let part = part.clone();
+    tasks.start(name, Stage::Followers, move |stop| work(part.clone(), stop));
 }
 
 impl Running {

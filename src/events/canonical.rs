@@ -136,40 +136,53 @@ pub fn to_vec(object: &CanonicalJsonObject) -> Vec<u8> {
 
 /// Appends the canonical form of `object`.
 pub fn write_object(object: &CanonicalJsonObject, out: &mut Vec<u8>) {
-    out.push(b'{');
-    for (index, (key, value)) in object.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write_string(key, out);
-        out.push(b':');
-        write_value(value, out);
-    }
-    out.push(b'}');
+    Writer(write_string).object(object, out);
 }
 
 /// Appends the canonical form of `value`.
 pub fn write_value(value: &CanonicalJsonValue, out: &mut Vec<u8>) {
-    match value {
-        CanonicalJsonValue::Null => out.extend_from_slice(b"null"),
-        CanonicalJsonValue::Bool(true) => out.extend_from_slice(b"true"),
-        CanonicalJsonValue::Bool(false) => out.extend_from_slice(b"false"),
-        CanonicalJsonValue::Integer(number) => write_integer(i64::from(*number), out),
-        CanonicalJsonValue::String(text) => write_string(text, out),
-        CanonicalJsonValue::Array(values) => write_array(values, out),
-        CanonicalJsonValue::Object(object) => write_object(object, out),
-    }
+    Writer(write_string).value(value, out);
 }
 
-fn write_array(values: &[CanonicalJsonValue], out: &mut Vec<u8>) {
-    out.push(b'[');
-    for (index, value) in values.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
+/// Writes values, and their strings by its function.
+struct Writer<F>(F);
+
+impl<F: Fn(&str, &mut Vec<u8>)> Writer<F> {
+    fn object(&self, object: &CanonicalJsonObject, out: &mut Vec<u8>) {
+        out.push(b'{');
+        for (index, (key, value)) in object.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            write_string(key, out);
+            out.push(b':');
+            self.value(value, out);
         }
-        write_value(value, out);
+        out.push(b'}');
     }
-    out.push(b']');
+
+    fn value(&self, value: &CanonicalJsonValue, out: &mut Vec<u8>) {
+        match value {
+            CanonicalJsonValue::Null => out.extend_from_slice(b"null"),
+            CanonicalJsonValue::Bool(true) => out.extend_from_slice(b"true"),
+            CanonicalJsonValue::Bool(false) => out.extend_from_slice(b"false"),
+            CanonicalJsonValue::Integer(number) => write_integer(i64::from(*number), out),
+            CanonicalJsonValue::String(text) => self.0(text, out),
+            CanonicalJsonValue::Array(values) => self.array(values, out),
+            CanonicalJsonValue::Object(object) => self.object(object, out),
+        }
+    }
+
+    fn array(&self, values: &[CanonicalJsonValue], out: &mut Vec<u8>) {
+        out.push(b'[');
+        for (index, value) in values.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            self.value(value, out);
+        }
+        out.push(b']');
+    }
 }
 
 /// Appends a decimal integer.

@@ -32,6 +32,14 @@ pub struct TimelineRow {
 
 impl TimelineRow {
     const POSITION: PositionAt = PositionAt::Value(4);
+
+    fn new(event: &StoredEvent, position: Position) -> Self {
+        Self {
+            event: event.number,
+            position,
+            flags: event.meta.flags.to_le_bytes()[0],
+        }
+    }
 }
 
 impl Record for TimelineRow {
@@ -55,22 +63,15 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
     if !event.meta.is_visible() {
         return;
     }
-    let row = TimelineRow {
-        event: event.number,
-        position: event.meta.position,
-        flags: event.meta.flags.to_le_bytes()[0],
-    };
+    let row = TimelineRow::new(event, event.meta.position);
     batch.put_stamped(
         &TIMELINE,
         &(room, Index(event.meta.index)),
         &row,
         TimelineRow::POSITION,
     );
-    batch.put(
-        &BY_TIME,
-        &(room, Millis48(event.meta.timestamp), event.number),
-        &(),
-    );
+    let time = Millis48(event.meta.timestamp);
+    batch.put(&BY_TIME, &(room, time, event.number), &());
 }
 
 /// Adds an event that came before what is live: without a position.
@@ -78,11 +79,7 @@ pub(super) fn insert_past(batch: &mut Batch, room: RoomNumber, event: &StoredEve
     if !event.meta.is_visible() {
         return;
     }
-    let row = TimelineRow {
-        event: event.number,
-        position: Position::default(),
-        flags: event.meta.flags.to_le_bytes()[0],
-    };
+    let row = TimelineRow::new(event, Position::default());
     batch.put(&TIMELINE, &(room, Index(event.meta.index)), &row);
     let time = Millis48(event.meta.timestamp);
     batch.put(&BY_TIME, &(room, time, event.number), &());
@@ -93,11 +90,7 @@ pub(super) fn replace(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) 
     if !event.meta.is_visible() {
         return;
     }
-    let row = TimelineRow {
-        event: event.number,
-        position: event.meta.position,
-        flags: event.meta.flags.to_le_bytes()[0],
-    };
+    let row = TimelineRow::new(event, event.meta.position);
     batch.put(&TIMELINE, &(room, Index(event.meta.index)), &row);
 }
 

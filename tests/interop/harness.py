@@ -26,7 +26,7 @@ import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-START_SECONDS = 60
+START_SECONDS = 240
 STOP_SECONDS = 30
 
 

@@ -335,15 +335,6 @@ async fn other_servers_are_told_what_becomes_of_devices() {
     assert_eq!(list["devices"], json!([]), "none of them has keys");
 }
 
-/// A transaction with these EDUs.
-async fn transaction(peer: &Peer, server: &TestServer, id: &str, edus: Value) {
-    let target = format!("/_matrix/federation/v1/send/{id}");
-    let body = json!({
-        "origin": peer.name, "origin_server_ts": 1, "pdus": [], "edus": edus,
-    });
-    peer.put(server, &target, body).await.ok();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_users_of_other_servers_are_told_once() {
     let server = TestServer::federating(&[]).await;
@@ -362,7 +353,9 @@ async fn changes_of_users_of_other_servers_are_told_once() {
     let (bob, stranger) = (peer.user("bob"), peer.user("stranger"));
     let told = |synced: &Synced| synced.lists().changed.into_iter().collect::<Vec<_>>();
     let mut synced = alice.settled().await;
-    transaction(&peer, &server, "1", json!([update(&bob, 5)])).await;
+    peer.send(&server, "1", json!([]), json!([update(&bob, 5)]))
+        .await
+        .ok();
     synced = alice.sync_since(&synced).await;
     assert_eq!(told(&synced), [bob.clone()]);
     let others = json!([
@@ -371,18 +364,22 @@ async fn changes_of_users_of_other_servers_are_told_once() {
         update(&alice.id, 9),
         { "edu_type": "m.device_list_update", "content": {} },
     ]);
-    transaction(&peer, &server, "2", others).await;
+    peer.send(&server, "2", json!([]), others).await.ok();
     let synced = alice.sync_since(&synced).await;
     assert_eq!(synced.lists(), Lists::default());
     let signing = json!({
         "edu_type": "m.signing_key_update",
         "content": { "user_id": bob, "master_key": {} },
     });
-    transaction(&peer, &server, "3", json!([signing])).await;
+    peer.send(&server, "3", json!([]), json!([signing]))
+        .await
+        .ok();
     let synced = alice.sync_since(&synced).await;
     assert_eq!(told(&synced), [bob.clone()]);
     // A server that starts its numbers anew is believed.
-    transaction(&peer, &server, "4", json!([update(&bob, 2)])).await;
+    peer.send(&server, "4", json!([]), json!([update(&bob, 2)]))
+        .await
+        .ok();
     assert_eq!(told(&alice.sync_since(&synced).await), [bob]);
 }
 

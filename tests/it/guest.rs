@@ -10,7 +10,6 @@ use hearth::{
     rooms::{Intake, RoomNumber},
     storage::{Batch, Snapshot},
 };
-use reqwest::Method;
 use ruma::{
     MilliSecondsSinceUnixEpoch, OwnedEventId, OwnedRoomId, OwnedUserId, RoomVersionId, UInt,
     UserId, room_version_rules::RoomVersionRules,
@@ -156,14 +155,8 @@ impl<'a> Guest<'a> {
     }
 
     pub async fn send_json(&self, transaction: &str, pdus: Value) -> Answer {
-        let body = json!({
-            "origin": self.peer.name,
-            "origin_server_ts": 1,
-            "pdus": pdus,
-        });
-        let target = format!("/_matrix/federation/v1/send/{}", escaped(transaction));
         self.peer
-            .request(self.server, Method::PUT, &target, Some(body))
+            .send(self.server, transaction, pdus, json!([]))
             .await
     }
 

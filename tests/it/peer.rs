@@ -157,6 +157,15 @@ impl Peer {
         self.request(to, Method::PUT, target, Some(body)).await
     }
 
+    /// Sends a transaction.
+    pub async fn send(&self, to: &TestServer, id: &str, pdus: Value, edus: Value) -> Answer {
+        let target = format!("/_matrix/federation/v1/send/{}", escaped(id));
+        let body = json!({
+            "origin": self.name, "origin_server_ts": 1, "pdus": pdus, "edus": edus,
+        });
+        self.put(to, &target, body).await
+    }
+
     /// A user of this server joins a room; what `send_join` answers.
     pub async fn join(&self, server: &TestServer, room: &str, user: &str) -> Value {
         let user = self.user(user);

@@ -243,15 +243,6 @@ async fn messages_wait_for_a_server_that_is_away_also_through_a_restart() {
     there.stop().await;
 }
 
-/// A transaction with these EDUs.
-async fn transaction(peer: &Peer, server: &TestServer, id: &str, edus: Value) {
-    let target = format!("/_matrix/federation/v1/send/{id}");
-    let body = json!({
-        "origin": peer.name, "origin_server_ts": 1, "pdus": [], "edus": edus,
-    });
-    peer.put(server, &target, body).await.ok();
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn another_server_sends_a_message_once_and_for_its_own_users() {
     let server = TestServer::federating(&[]).await;
@@ -267,15 +258,19 @@ async fn another_server_sends_a_message_once_and_for_its_own_users() {
     };
     let alice = peer.user("alice");
     let first = edu(&alice, "m1", &bob.device, "one");
-    transaction(&peer, &server, "1", json!([first, first])).await;
+    peer.send(&server, "1", json!([]), json!([first, first]))
+        .await
+        .ok();
     // As after an answer that was lost.
-    transaction(&peer, &server, "2", json!([first])).await;
+    peer.send(&server, "2", json!([]), json!([first]))
+        .await
+        .ok();
     let stranger = edu("@mallory:elsewhere.test", "m2", "*", "false");
     let no_device = edu(&alice, "m3", "NONE", "lost");
     let second = edu(&alice, "m4", "*", "two");
     let nonsense = json!({ "edu_type": "m.direct_to_device", "content": { "sender": 1 } });
     let edus = json!([stranger, no_device, nonsense, second]);
-    transaction(&peer, &server, "3", edus).await;
+    peer.send(&server, "3", json!([]), edus).await.ok();
     assert_eq!(told(&bob.sync().await), ["one", "two"]);
 }
 

@@ -12,7 +12,7 @@ use ruma::{CanonicalJsonObject, CanonicalJsonValue, Int};
 use serde::de::Error as _;
 use serde_json::value::RawValue;
 
-use super::{NotCanonical, parse, write_string, write_value};
+use super::{NotCanonical, Writer, parse, write_string};
 
 /// Begins the string that stands for a number. A character that Unicode has set aside for use inside of programs.
 const MARK: char = '\u{10ffff}';
@@ -133,41 +133,14 @@ fn read_number(text: &str) -> Result<CanonicalJsonValue, serde_json::Error> {
 /// The bytes of an object with strings that stand for numbers.
 pub(in crate::events) fn to_vec(object: &CanonicalJsonObject) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
-    write_loose_object(object, &mut out);
+    Writer(write_string_or_number).object(object, &mut out);
     out
 }
 
-fn write_loose_object(object: &CanonicalJsonObject, out: &mut Vec<u8>) {
-    out.push(b'{');
-    for (index, (key, value)) in object.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write_string(key, out);
-        out.push(b':');
-        write_loose_value(value, out);
-    }
-    out.push(b'}');
-}
-
-fn write_loose_value(value: &CanonicalJsonValue, out: &mut Vec<u8>) {
-    match value {
-        CanonicalJsonValue::String(text) => match text.strip_prefix(MARK) {
-            Some(number) => out.extend_from_slice(number.as_bytes()),
-            None => write_string(text, out),
-        },
-        CanonicalJsonValue::Array(values) => {
-            out.push(b'[');
-            for (index, value) in values.iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                write_loose_value(value, out);
-            }
-            out.push(b']');
-        }
-        CanonicalJsonValue::Object(object) => write_loose_object(object, out),
-        _ => write_value(value, out),
+fn write_string_or_number(text: &str, out: &mut Vec<u8>) {
+    match text.strip_prefix(MARK) {
+        Some(number) => out.extend_from_slice(number.as_bytes()),
+        None => write_string(text, out),
     }
 }
 
