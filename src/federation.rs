@@ -6,6 +6,7 @@
 mod backfill;
 pub mod client;
 mod config;
+mod device_keys;
 mod device_lists;
 pub mod discovery;
 mod edu;
@@ -30,7 +31,7 @@ mod to_device;
 
 use std::{sync::Arc, time::Duration};
 
-use ruma::{OwnedRoomId, OwnedServerName, ServerName, api::error::ErrorKind};
+use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId, ServerName, api::error::ErrorKind};
 use tokio::sync::Semaphore;
 
 use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox, resync::Resyncing};
@@ -38,6 +39,7 @@ use self::{backfill::Backfilling, fetch::Fetching, inbox::Inbox, resync::Resynci
 pub use self::{
     client::{Client, Limits, Simulated, Transport},
     config::{Config, Mode, ServerPattern},
+    device_keys::{ClaimedKeys, FoundKeys, KeyQuery},
     invite::Invitation,
     membership::MembershipError,
     receive::{Answer, MAX_EDUS, MAX_PDUS, Refused, Transaction},
@@ -178,6 +180,8 @@ struct Inner {
     fetching: Fetching,
     backfilling: Backfilling,
     resyncing: Resyncing,
+    /// One fetch of a user's device list at a time.
+    key_lists: Locks<OwnedUserId>,
 }
 
 impl Federation {
@@ -231,6 +235,7 @@ impl Federation {
                 fetching,
                 backfilling: Backfilling::default(),
                 resyncing: Resyncing::default(),
+                key_lists: Locks::new(),
             }),
         })
     }

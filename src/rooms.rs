@@ -37,6 +37,7 @@ mod relations;
 mod resolution;
 mod send;
 mod serve;
+mod sharing;
 mod state;
 mod stubs;
 mod succession;

@@ -379,6 +379,8 @@ impl From<encryption::Error> for Error {
     fn from(error: encryption::Error) -> Self {
         use encryption::Error as E;
         match error {
+            E::UnknownDevice => Self::not_found("There is no such device"),
+            error @ (E::KeyInUse(_) | E::TooManyKeys) => Self::invalid_param(error.to_string()),
             E::Accounts(error) => error.into(),
             E::Rooms(error) => error.into(),
             E::Storage(error) => error.into(),

@@ -14,17 +14,17 @@ use std::{
     time::Duration,
 };
 
-use ruma::OwnedDeviceId;
+use ruma::{DeviceId, OwnedDeviceId};
 use serde::{Deserialize, Serialize};
 
 pub use self::shared::{Asker, DeviceLists};
 use super::{Encryption, Error, to_device};
 use crate::{
     accounts::{DeviceChange, DeviceFate, UserNumber},
-    rooms::{Class, RoomNumber},
+    rooms::Class,
     storage::{
-        Batch, Cbor, Family, Guard, Locks, LogEntry, LogPage, Order, Position, PositionAt,
-        Snapshot, Stamped, Store, Table, Topic,
+        Batch, Family, Guard, Locks, LogEntry, LogPage, Order, Position, PositionAt, Snapshot,
+        Stamped, Store, Table, Topic,
     },
     tasks::Stop,
 };
@@ -35,9 +35,6 @@ static CHANGES: Table<(Position, UserNumber), ()> =
 /// The last change of each user.
 static LAST: Table<(UserNumber,), Stamped<LastChange>> =
     Table::new("device_lists", Family::Keys, b'C');
-/// What is known of the lists of other servers.
-static REMOTE: Table<(UserNumber,), Cbor<RemoteList>> =
-    Table::new("remote_device_lists", Family::Keys, b'r');
 
 /// Kind of the log entry of a changed list of a user of this server: [`ListChange`].
 pub const LOG_DEVICE_LIST: u8 = 5;
@@ -51,19 +48,10 @@ const ACCOUNTS: usize = 500;
 
 /// The last change of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct LastChange {
+pub(super) struct LastChange {
     /// Of a user of this server: how many changes there have been. Other servers tell by it what they have missed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stream_id: Option<u64>,
-}
-
-/// What is known of the list of a user of another server.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct RemoteList {
-    /// That of the last change that was told.
-    stream_id: u64,
-    /// Not all changes before it are known here: the list is to be fetched anew before it is used.
-    is_stale: bool,
 }
 
 /// A change of the list of a user of this server, as other servers are to be told.
@@ -74,15 +62,6 @@ pub struct ListChange {
     /// `None`: nobody knows which.
     pub device: Option<OwnedDeviceId>,
     pub is_deleted: bool,
-}
-
-/// A change of the list of a user of another server.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RemoteChange {
-    /// `None`: not the devices have changed, but the keys with which the user signs them.
-    pub stream_id: Option<u64>,
-    /// The changes that this one comes after.
-    pub prev_ids: Vec<u64>,
 }
 
 impl ListChange {
@@ -222,8 +201,12 @@ impl Encryption {
         Ok(())
     }
 
-    /// The turns of users, in the order of their numbers: who takes several never waits in a circle.
-    async fn turns(&self, users: impl Iterator<Item = UserNumber>) -> Vec<Guard<UserNumber>> {
+    /// The turns of users, in the order of their numbers: who takes several never waits in a circle. Who has a user's turn may
+    /// change the user's list and keys.
+    pub(super) async fn turns(
+        &self,
+        users: impl Iterator<Item = UserNumber>,
+    ) -> Vec<Guard<UserNumber>> {
         let users: std::collections::BTreeSet<UserNumber> = users.collect();
         let mut turns = Vec::with_capacity(users.len());
         for user in users {
@@ -249,10 +232,13 @@ impl Encryption {
                 is_deleted: change.fate == DeviceFate::Ended,
             };
             told.log(&mut batch);
-            if let (Some(device), DeviceFate::Made | DeviceFate::Ended) =
-                (&change.device, change.fate)
-            {
-                to_device::forget_device(&mut batch, (user, device), change.position);
+            match (&change.device, change.fate) {
+                (Some(device), DeviceFate::Made | DeviceFate::Ended) => {
+                    to_device::forget_device(&mut batch, (user, device), change.position);
+                    self.forget_keys(snapshot, &mut batch, (user, device), change.position)?;
+                }
+                (Some(_), DeviceFate::Renamed) => {}
+                (None, _) => self.forget_keys_of_strangers(snapshot, &mut batch, user)?,
             }
         }
         for (user, (before, stream_id)) in users {
@@ -267,8 +253,24 @@ impl Encryption {
         Ok(batch)
     }
 
+    /// The change of the list of a user of this server, one of whose devices has other keys now. Who calls has the user's turn.
+    pub(super) fn renewed(
+        &self,
+        snapshot: &Snapshot,
+        user: UserNumber,
+        device: &DeviceId,
+    ) -> Result<Batch, Error> {
+        let change = Local {
+            user,
+            device: Some(device.to_owned()),
+            fate: DeviceFate::Renamed,
+            position: Position::default(),
+        };
+        self.changed(snapshot, &[change])
+    }
+
     /// Moves a user to the end of the stream.
-    fn put_change(
+    pub(super) fn put_change(
         &self,
         batch: &mut Batch,
         user: UserNumber,
@@ -287,46 +289,6 @@ impl Encryption {
             let last = &this.inner.device_lists.last;
             last.fetch_max(position.0, Ordering::AcqRel);
         });
-    }
-
-    /// Notes that the list of a user of another server has changed. `rooms` are those that the user shares with users of
-    /// this one.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn remote_change(
-        &self,
-        user: UserNumber,
-        rooms: &[RoomNumber],
-        change: RemoteChange,
-    ) -> Result<(), Error> {
-        let turn = self.inner.device_lists.turns.lock(user).await;
-        let read = move |snapshot: &Snapshot| -> Result<_, Error> {
-            let known = snapshot.get(&REMOTE, &(user,))?.map(|Cbor(known)| known);
-            let last = snapshot.get(&LAST, &(user,))?;
-            Ok((known, last.map(|Stamped(position, _)| position)))
-        };
-        let (known, before) = self.inner.store.read(read).await?;
-        let mut batch = Batch::new();
-        if let Some(stream_id) = change.stream_id {
-            let is_known = |known: &RemoteList| known.stream_id == stream_id;
-            if known.as_ref().is_some_and(is_known) {
-                // Told again, as after an answer that was lost.
-                return Ok(());
-            }
-            let list = RemoteList {
-                stream_id,
-                is_stale: !follows(known.as_ref(), &change.prev_ids),
-            };
-            batch.put(&REMOTE, &(user,), &Cbor(list));
-        }
-        self.put_change(&mut batch, user, before, LastChange::default());
-        for room in rooms {
-            batch.wake(Topic::Room(room.0));
-        }
-        batch.hold(turn);
-        self.inner.store.submit(batch).await?;
-        Ok(())
     }
 
     /// How many changes the list of a user of this server has had.
@@ -389,7 +351,10 @@ impl Encryption {
 }
 
 /// Where a user stands in the stream, and how many changes there have been.
-fn last_change(snapshot: &Snapshot, user: UserNumber) -> Result<(Option<Position>, u64), Error> {
+pub(super) fn last_change(
+    snapshot: &Snapshot,
+    user: UserNumber,
+) -> Result<(Option<Position>, u64), Error> {
     let last = snapshot.get(&LAST, &(user,))?;
     Ok(last.map_or((None, 0), |Stamped(position, last)| {
         (Some(position), last.stream_id.unwrap_or_default())
@@ -400,14 +365,6 @@ fn last_change(snapshot: &Snapshot, user: UserNumber) -> Result<(Option<Position
 fn changed_users(snapshot: &Snapshot, since: Position) -> Result<Vec<UserNumber>, Error> {
     let rows = snapshot.scan(CHANGES.after(&(since,), &()), Order::Forward);
     rows.map(|row| Ok(row?.0.1)).collect()
-}
-
-/// Whether a change that comes after `prev_ids` leaves nothing out of what follows the known one.
-fn follows(known: Option<&RemoteList>, prev_ids: &[u64]) -> bool {
-    known.is_some_and(|known| {
-        let last = prev_ids.iter().max();
-        !known.is_stale && last.is_some_and(|last| *last == known.stream_id)
-    })
 }
 
 #[cfg(test)]

@@ -374,4 +374,4 @@ impl Default for Known {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

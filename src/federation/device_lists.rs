@@ -12,11 +12,12 @@ use ruma::{
     canonical_json::CanonicalJsonValue, events::room::member::MembershipState,
 };
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{Error, Federation};
 use crate::{
     accounts::UserNumber,
-    encryption::{ListChange, RemoteChange},
+    encryption::{DeviceWithKeys, ListChange, RemoteChange, RemoteDeviceChange},
     events::canonical,
     rooms::{Class, RoomNumber, ServerNumber, StoredEvent, TypeNumber, membership_of},
     storage::{Position, Snapshot},
@@ -33,11 +34,32 @@ pub(super) struct ListEdu {
 }
 
 #[derive(Deserialize)]
-struct DeviceListUpdate {
+struct DeviceListUpdate<'a> {
     user_id: OwnedUserId,
     stream_id: u64,
     #[serde(default)]
     prev_id: Option<Vec<u64>>,
+    #[serde(default)]
+    device_id: Option<OwnedDeviceId>,
+    #[serde(default)]
+    deleted: Option<bool>,
+    #[serde(default, borrow)]
+    keys: Option<&'a RawValue>,
+    #[serde(default)]
+    device_display_name: Option<String>,
+}
+
+impl DeviceListUpdate<'_> {
+    /// What became of which device, if it is told.
+    fn device(&mut self) -> Option<(OwnedDeviceId, RemoteDeviceChange)> {
+        let id = self.device_id.take()?;
+        if self.deleted == Some(true) {
+            return Some((id, RemoteDeviceChange::Ended));
+        }
+        let (keys, name) = (self.keys?.get(), self.device_display_name.take());
+        let device = DeviceWithKeys::of_remote((&self.user_id, &id), keys, name)?;
+        Some((id, RemoteDeviceChange::Published(device)))
+    }
 }
 
 #[derive(Deserialize)]
@@ -64,7 +86,12 @@ impl Federation {
             return Ok(None);
         };
         let user = self.inner.accounts.user_id(snapshot, change.user)?;
-        let json = write_update(&user, &device, change);
+        let encryption = &self.inner.encryption;
+        let keys = match change.device.is_some() && !change.is_deleted {
+            true => encryption.keys_of_device(snapshot, change.user, &device)?,
+            false => None,
+        };
+        let json = write_update((&user, &device), change, keys.as_deref());
         let servers = servers.into_iter().collect();
         Ok(Some(ListEdu { servers, json }))
     }
@@ -113,7 +140,7 @@ impl Federation {
             device: None,
             is_deleted: false,
         };
-        let json = write_update(user, &device, &change);
+        let json = write_update((user, &device), &change, None);
         Ok(Some(ListEdu { servers, json }))
     }
 
@@ -144,7 +171,7 @@ impl Federation {
             }
             if let Some(device) = self.any_device(snapshot, change.user)? {
                 let user = inner.accounts.user_id(snapshot, change.user)?;
-                edus.push(write_update(&user, &device, &change));
+                edus.push(write_update((&user, &device), &change, None));
             }
         }
         Ok(edus)
@@ -181,14 +208,15 @@ impl Federation {
         origin: &ServerName,
         content: &str,
     ) -> Result<(), Error> {
-        let Ok(update) = serde_json::from_str::<DeviceListUpdate>(content) else {
+        let Ok(mut update) = serde_json::from_str::<DeviceListUpdate<'_>>(content) else {
             return Ok(());
         };
-        let mut prev_ids = update.prev_id.unwrap_or_default();
+        let mut prev_ids = update.prev_id.take().unwrap_or_default();
         prev_ids.truncate(MAX_PREV_IDS);
         let change = RemoteChange {
             stream_id: Some(update.stream_id),
             prev_ids,
+            device: update.device(),
         };
         self.take_list_change(origin, update.user_id, change).await
     }
@@ -238,7 +266,11 @@ impl Federation {
 }
 
 /// The EDU in canonical JSON. What a device is called stays here.
-fn write_update(user: &UserId, device: &OwnedDeviceId, change: &ListChange) -> Arc<str> {
+fn write_update(
+    (user, device): (&UserId, &OwnedDeviceId),
+    change: &ListChange,
+    keys: Option<&str>,
+) -> Arc<str> {
     let number = |number: u64| {
         let number = i64::try_from(number).unwrap_or(i64::MAX);
         CanonicalJsonValue::Integer(ruma::Int::new_saturating(number))
@@ -258,6 +290,10 @@ fn write_update(user: &UserId, device: &OwnedDeviceId, change: &ListChange) -> A
     ]);
     if change.is_deleted {
         content.insert("deleted".to_owned(), CanonicalJsonValue::Bool(true));
+    }
+    let keys = keys.and_then(|keys| canonical::parse(keys.as_bytes()).ok());
+    if let Some(keys) = keys {
+        content.insert("keys".to_owned(), CanonicalJsonValue::Object(keys));
     }
     let edu = CanonicalJsonObject::from([
         ("content".to_owned(), CanonicalJsonValue::Object(content)),

@@ -263,6 +263,24 @@ pub(super) fn joined_among(
     Ok(joined.map(|(room, _)| *room).collect())
 }
 
+/// Those of `rooms` to which the user is joined, with the position and the event of the membership.
+pub(super) fn joins_among(
+    snapshot: &Snapshot,
+    user: UserNumber,
+    rooms: &[RoomNumber],
+) -> Result<Vec<(RoomNumber, Position, EventNumber)>, Error> {
+    let keys: Vec<_> = rooms
+        .iter()
+        .map(|room| (*room, Class::Join, user))
+        .collect();
+    let rows = snapshot.get_many(&BY_ROOM, &keys)?;
+    let joins = rooms.iter().zip(rows).filter_map(|(room, row)| {
+        let Stamped(position, row) = row?;
+        Some((*room, position, row.event))
+    });
+    Ok(joins.collect())
+}
+
 /// The joined members of one server.
 pub(super) fn joined_of(
     snapshot: &Snapshot,

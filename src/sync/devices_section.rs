@@ -1,15 +1,21 @@
-//! What concerns encryption: messages from other devices, and whose devices have changed.
+//! What concerns encryption: messages from other devices, whose devices have changed, and the keys that are left.
 //!
 //! Spec: c2s, "Send-to-device messaging", "End-to-End Encryption" (extensions to /sync).
 
 use std::collections::BTreeSet;
 
-use super::{Error, Sync, v3::View};
+use super::{
+    Error, Sync,
+    v3::{View, write_count},
+};
 use crate::{
     accounts::UserNumber,
-    encryption::{Asker, Messages},
-    rooms::client_event::write_text,
+    encryption::{Asker, KeyCounts, Messages},
+    rooms::client_event::{write_number, write_text},
 };
+
+/// The algorithm of one-time keys that clients use.
+const USUAL_ALGORITHM: &str = "signed_curve25519";
 
 impl Sync {
     /// Whose devices are to be looked up anew, and whose are of no concern any more; true if there is anybody. Who knows
@@ -75,9 +81,23 @@ pub(super) fn write_messages(to: &mut Vec<u8>, messages: &Messages) -> bool {
     !messages.events.is_empty()
 }
 
-/// The keys that the device has here: none, before there is end-to-end encryption.
-pub(super) fn write_key_counts(to: &mut Vec<u8>) {
-    to.extend_from_slice(
-        b",\"device_one_time_keys_count\":{\"signed_curve25519\":0},\"device_unused_fallback_key_types\":[]",
-    );
+/// The one-time keys that are held for the device, and the algorithms of its fallback keys that nobody has got yet. Of the
+/// algorithm that clients use a number is always told, as its absence may be taken for none.
+pub(super) fn write_key_counts(to: &mut Vec<u8>, counts: &KeyCounts) {
+    to.extend_from_slice(b",\"device_one_time_keys_count\":{\"signed_curve25519\":");
+    let count = |algorithm: &str| counts.one_time.get(algorithm).copied();
+    write_number(to, count(USUAL_ALGORITHM).unwrap_or_default());
+    for (algorithm, count) in &counts.one_time {
+        if algorithm != USUAL_ALGORITHM {
+            write_count(to, algorithm, *count);
+        }
+    }
+    to.extend_from_slice(b"},\"device_unused_fallback_key_types\":[");
+    for (at, algorithm) in counts.unused_fallback.iter().enumerate() {
+        if at > 0 {
+            to.push(b',');
+        }
+        write_text(to, algorithm);
+    }
+    to.push(b']');
 }

@@ -87,6 +87,7 @@ impl Sync {
         let device = (viewer.user, viewer.device);
         let encryption = &self.inner.encryption;
         let messages = encryption.messages(snapshot, device, since_messages)?;
+        let key_counts = encryption.key_counts(snapshot, device)?;
         let token = Token {
             position: snapshot.position(),
             volatile: self.inner.ephemeral.volatile(),
@@ -120,12 +121,17 @@ impl Sync {
         let has_presence = self.write_presence(&mut body, &view)?;
         let has_messages = write_messages(&mut body, &messages);
         let has_changed_devices = self.write_device_lists(&mut body, &view)?;
-        write_key_counts(&mut body);
+        write_key_counts(&mut body, &key_counts);
         body.push(b'}');
         Ok(Answer {
             body: body.into(),
             token,
-            is_news: has_data || has_rooms || has_presence || has_messages || has_changed_devices,
+            is_news: has_data
+                || has_rooms
+                || has_presence
+                || has_messages
+                || has_changed_devices
+                || view.is_new(key_counts.position),
         })
     }
 

@@ -12,6 +12,7 @@
 mod account_data;
 mod accounts;
 mod command_line;
+mod device_keys;
 mod device_lists;
 mod directory;
 mod faults;

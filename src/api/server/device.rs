@@ -1,11 +1,16 @@
-//! The devices of our users that have keys: none, before there is end-to-end encryption.
+//! The devices of our users that have keys.
 //!
 //! Spec: s2s, "Device Management".
 
 use std::sync::Arc;
 
-use ruma::{UInt, api::federation::device::get_devices};
+use ruma::{
+    UInt,
+    api::federation::device::get_devices::{self, v1::UserDevice},
+    serde::Raw,
+};
 
+use super::keys;
 use crate::{
     api::{auth::Origin, error::Error, routes::Routes},
     server::Server,
@@ -16,7 +21,7 @@ pub(super) fn routes() -> Routes {
     Routes::default().endpoint(get_devices)
 }
 
-/// How many changes the list has had, and the devices that have keys, of which there are none.
+/// How many changes the list has had, and the devices that have keys. What they are called stays here.
 ///
 /// Spec: s2s, "GET /_matrix/federation/v1/user/devices/{userId}".
 async fn get_devices(
@@ -26,18 +31,24 @@ async fn get_devices(
 ) -> Result<get_devices::v1::Response, Error> {
     let (accounts, encryption) = (server.accounts.clone(), server.encryption.clone());
     let user = request.user_id.clone();
-    let read = move |snapshot: &Snapshot| -> Result<Option<u64>, Error> {
+    let read = move |snapshot: &Snapshot| -> Result<_, Error> {
         match accounts.account_info(snapshot, &user)? {
             Some(account) if !account.is_deactivated => {
-                Ok(Some(encryption.stream_id(snapshot, account.number)?))
+                let number = account.number;
+                let stream_id = encryption.stream_id(snapshot, number)?;
+                let devices = encryption.devices_with_keys(snapshot, number, &[])?;
+                Ok(Some((stream_id, devices)))
             }
             _ => Ok(None),
         }
     };
-    let stream_id = server.store.read(read).await?;
-    let stream_id = stream_id.ok_or_else(|| Error::not_found("There is no such user"))?;
-    Ok(get_devices::v1::Response::new(
-        request.user_id,
-        UInt::new_saturating(stream_id),
-    ))
+    let found = server.store.read(read).await?;
+    let (stream_id, devices) = found.ok_or_else(|| Error::not_found("There is no such user"))?;
+    let stream_id = UInt::new_saturating(stream_id);
+    let mut answer = get_devices::v1::Response::new(request.user_id, stream_id);
+    for (id, device) in devices {
+        let keys = Raw::from_json(keys::raw(device)?);
+        answer.devices.push(UserDevice::new(id, keys));
+    }
+    Ok(answer)
 }

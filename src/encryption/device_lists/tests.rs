@@ -1,26 +1,7 @@
-//! What follows what, in the numbers of other servers; the bytes of rows.
+//! What the log tells of changes; the bytes of rows.
 
 use super::*;
 use crate::storage::Record;
-
-#[test]
-fn a_change_that_comes_after_what_is_known_leaves_nothing_out() {
-    let known = |stream_id, is_stale| RemoteList {
-        stream_id,
-        is_stale,
-    };
-    let check = |known: Option<&RemoteList>, prev_ids: &[u64], expected| {
-        assert_eq!(follows(known, prev_ids), expected, "{known:?} {prev_ids:?}");
-    };
-    check(None, &[], false);
-    check(None, &[1], false);
-    check(Some(&known(5, false)), &[5], true);
-    check(Some(&known(5, false)), &[3, 5], true);
-    check(Some(&known(5, false)), &[], false);
-    check(Some(&known(5, false)), &[4], false);
-    check(Some(&known(5, false)), &[5, 6], false);
-    check(Some(&known(5, true)), &[5], false);
-}
 
 #[test]
 fn a_change_reads_back_from_the_log() {
@@ -62,13 +43,5 @@ fn rows_have_these_bytes() {
     check(
         &Stamped(Position(9), LastChange::default()),
         "0000000000000009a0",
-    );
-    let remote = RemoteList {
-        stream_id: 5,
-        is_stale: true,
-    };
-    check(
-        &Cbor(remote),
-        "a26973747265616d5f6964056869735f7374616c65f5",
     );
 }

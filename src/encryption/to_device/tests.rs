@@ -14,19 +14,19 @@ use crate::{
     telemetry::Metrics,
 };
 
-struct World {
-    encryption: Encryption,
-    store: Store,
-    user: UserNumber,
+pub(in crate::encryption) struct World {
+    pub(in crate::encryption) encryption: Encryption,
+    pub(in crate::encryption) store: Store,
+    pub(in crate::encryption) user: UserNumber,
 }
 
-fn alice() -> OwnedUserId {
+pub(in crate::encryption) fn alice() -> OwnedUserId {
     UserId::parse("@alice:example.org").unwrap()
 }
 
 impl World {
     /// Alice with these devices.
-    async fn new(devices: &[&str]) -> Self {
+    pub(in crate::encryption) async fn new(devices: &[&str]) -> Self {
         let clock = Clock::seeded(1_700_000_000_000, 7);
         let store = Store::memory_with(clock.clone());
         let name = server_name!("example.org").to_owned();
