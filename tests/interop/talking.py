@@ -1,6 +1,6 @@
 """What people do in rooms that are on both servers."""
 
-from client import User, Watch, expect, until
+from client import DEADLINE, User, Watch, expect, until
 from scenario import expect_once, expect_same_state, scenario, shared_room
 
 
@@ -51,7 +51,9 @@ def messages_at_the_same_time_arrive_once_and_each_in_its_order(run):
     for user, watch in ((alice, alice_sees), (bob, bob_sees)):
         for sender in (alice, bob):
             watch.until(lambda: f"{total} of {sender}, but {len(watch.room(room).bodies(sender.id))}",
-                        lambda watch, sender=sender: len(watch.room(room).bodies(sender.id)) >= total)
+                        lambda watch, sender=sender: len(watch.room(room).bodies(sender.id)) >= total,
+                        # Synapse takes in some ten a second, on a machine with other work fewer.
+                        seconds=DEADLINE + total)
             expect_once(watch.room(room).bodies(sender.id), wanted, f"the sync of {user}")
             expect(watch.room(room).bodies(sender.id) == wanted, f"the sync of {user} has {sender} out of order")
             texts = [text for author, text in user.bodies(room) if author == sender.id]
