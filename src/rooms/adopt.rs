@@ -6,18 +6,21 @@
 
 use std::collections::HashSet;
 
-use ruma::{OwnedEventId, OwnedRoomId, OwnedServerName, RoomVersionId, events::TimelineEventType};
+use ruma::{
+    EventId, OwnedEventId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomVersionId,
+    events::TimelineEventType,
+};
 
 use super::{
-    Error, Intake, Received, RoomNumber, RoomWriter, Rooms,
+    Class, Error, Intake, Received, RoomNumber, RoomWriter, Rooms, StoredEvent, TypeNumber,
     draft::Counters,
-    event::METAS,
+    event::{METAS, flag},
     head::Head,
     receive::judge::Place,
     state::{self, GRAPH},
 };
 use crate::{
-    events::{Verified, version},
+    events::{AuthError, Verified, version},
     storage::{Batch, Order, Snapshot},
 };
 
@@ -39,8 +42,9 @@ impl Rooms {
     /// durable. A room in which users of this server are joined already just receives the join.
     ///
     /// # Errors
-    /// [`Error::NotAllowed`] if the rules or the state do not allow the join, [`Error::Invalid`] if the answer is not one about
-    /// this room, [`Error::UnsupportedVersion`].
+    /// [`Error::NotAllowed`] if the rules or the state do not allow the join, or if the user is not in the room with it, as
+    /// others do not know yet that the user left; [`Error::Invalid`] if the answer is not one about this room,
+    /// [`Error::UnsupportedVersion`].
     pub async fn adopt(&self, adoption: Adoption) -> Result<RoomNumber, Error> {
         version::rules(&adoption.version).ok_or(Error::UnsupportedVersion)?;
         check_create(&adoption)?;
@@ -52,14 +56,23 @@ impl Rooms {
         if let Some(servers) = &adoption.partial {
             self.keep_told_servers(room, servers);
         }
+        let user = adoption.join.sender.clone();
+        let is_whole = adoption.partial.is_none();
         let commit = writer.take_up(adoption).await?;
+        let is_joined = writer.membership(&user).await? == Some(Class::Join);
         drop(writer);
         if let Received::Settled { commit, .. } = commit
             && let Some(commit) = commit
         {
             commit.await?;
         }
-        Ok(room)
+        match is_joined || !is_whole {
+            true => Ok(room),
+            false => {
+                let error = "the user has left, which others have not heard of yet";
+                Err(Error::NotAllowed(AuthError::Refused(error.to_owned())))
+            }
+        }
     }
 
     /// The writer of a room that this server is not in yet, unless somebody was faster.
@@ -110,6 +123,12 @@ fn leftovers(snapshot: &Snapshot, room: RoomNumber) -> Result<Option<Counters>, 
 impl RoomWriter {
     /// Takes in all of an answer.
     async fn take_up(&mut self, adoption: Adoption) -> Result<Received, Error> {
+        let is_back = self.head().row.local == 0;
+        let place = match is_back {
+            true if self.has_unheard(&adoption).await? => Place::Returning,
+            true => Place::TakingUp,
+            false => Place::Live,
+        };
         let Adoption {
             join,
             state,
@@ -122,14 +141,11 @@ impl RoomWriter {
         let left_out = self.receive_outliers(outliers).await?;
         let left_out: HashSet<_> = left_out.into_iter().collect();
         ids.retain(|id| !left_out.contains(id));
-        let is_back = self.head().row.local == 0;
         let mut arrival = self
             .arrival(join.into_pdu(), Intake::Answered, Some(ids))
             .await?;
         arrival.lacks_members = partial.is_some();
-        if is_back {
-            arrival.place = Place::TakingUp;
-        }
+        arrival.place = place;
         match self.take_in(arrival, Batch::new()).await? {
             Received::MissingAuth(_) => Err(Error::Invalid(
                 "the auth events of the join are not in the answer".into(),
@@ -139,6 +155,46 @@ impl RoomWriter {
             )),
             settled => Ok(settled),
         }
+    }
+}
+
+impl RoomWriter {
+    /// Whether a membership that was ended here came too late for the server that lets a user in: it takes the user, or
+    /// another one of this server, to be what they were before. What follows a membership of a user cites it, so one that
+    /// was heard of stands in the state or in its auth chain.
+    async fn has_unheard(&mut self, adoption: &Adoption) -> Result<bool, Error> {
+        let told = adoption.state.iter().chain(&adoption.auth_chain);
+        let mut told: HashSet<OwnedEventId> = told.map(|event| event.event_id.clone()).collect();
+        let join = &adoption.join;
+        told.extend(join.auth_events.iter().chain(&join.prev_events).cloned());
+        let user: OwnedUserId = join.sender.clone();
+        let is_whole = adoption.partial.is_none();
+        let key = self.rooms().state_key("m.room.member", user.as_str());
+        self.with_source(move |head, source| {
+            if head.extremities.is_empty() {
+                return Ok(false);
+            }
+            let is_unheard = |event: &StoredEvent| {
+                let meta = &event.meta;
+                let is_own = meta.event_type == TypeNumber::MEMBER && meta.has(flag::LOCAL);
+                let id: &EventId = &event.pdu.event_id;
+                is_own && !told.contains(id)
+            };
+            if let Some(key) = &key
+                && let Some((_, membership)) = head.state(source, key)?
+                && is_unheard(&membership)
+            {
+                return Ok(true);
+            }
+            // A state without its members does not tell of others.
+            for (end, _) in head.extremities.iter().filter(|_| is_whole) {
+                if source.event(*end)?.is_some_and(|event| is_unheard(&event)) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+        .await
     }
 }
 

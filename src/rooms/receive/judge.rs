@@ -52,6 +52,8 @@ pub(in crate::rooms) enum Place {
     Live,
     /// At the top, as the only extremity: with it this server comes to the room, or comes back.
     TakingUp,
+    /// At the top, beside what was last here: with it this server comes back, and others have not heard yet how it left.
+    Returning,
     /// Among the history, at this index and with these ordinals. What the room is now does not change.
     Past {
         index: i64,

@@ -2,6 +2,7 @@
 
 mod convergence;
 mod filling;
+mod returning;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

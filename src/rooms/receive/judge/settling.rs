@@ -58,7 +58,7 @@ impl<'a> Settling<'a> {
             ..EventMeta::default()
         };
         match arrival.place {
-            Place::Live | Place::TakingUp => {
+            Place::Live | Place::TakingUp | Place::Returning => {
                 meta.index = court.head.row.high;
                 meta.ord_all = court.head.row.ord_all;
                 meta.ord_thread = court.head.row.ord_main;
@@ -308,7 +308,7 @@ impl<'a> Settling<'a> {
     pub(super) fn finish(mut self, mut site: Site<'_>) -> Result<Prepared, Error> {
         let (court, number) = (self.court, self.number);
         let arrival = court.arrival;
-        let is_live = matches!(arrival.place, Place::Live | Place::TakingUp);
+        let is_live = !matches!(arrival.place, Place::Past { .. } | Place::Outlier);
         if self.meta.is_visible() && is_live {
             self.meta.index += 1;
         }
