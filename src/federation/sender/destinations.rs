@@ -35,7 +35,7 @@ pub(super) struct Queued {
     pub(super) position: Position,
     pub(super) room: RoomNumber,
     pub(super) event: EventNumber,
-    /// After it nobody of the server is in the room: a walk through the server's rooms would not find it.
+    /// It moves a user of the server out: when nobody else of it is left, a walk through the server's rooms does not find it.
     pub(super) is_parting: bool,
 }
 

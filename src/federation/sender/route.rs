@@ -45,14 +45,15 @@ pub(super) struct Targets {
 }
 
 impl Targets {
-    /// Each server, and whether nobody of it is in the room any more.
+    /// Each server, and whether the event moves a user of it out. Such an event is kept for the server by itself: it may be
+    /// that nobody of it is in the room when it can be reached again, and then nothing else leads to the event.
     pub(super) fn iter(&self) -> impl Iterator<Item = (ServerNumber, bool)> + '_ {
-        let moved_out = self
-            .moved_out
-            .filter(|server| !self.servers.contains(server));
-        let staying = self.servers.iter().map(|server| (*server, false));
+        let moved_out = self.moved_out;
+        let is_apart = move |server: &ServerNumber| !self.servers.contains(server);
+        let staying = self.servers.iter().copied();
         staying
-            .chain(moved_out.map(|server| (server, true)))
+            .chain(moved_out.filter(is_apart))
+            .map(move |server| (server, Some(server) == moved_out))
             .filter(|(server, _)| Some(*server) != self.origin)
     }
 }

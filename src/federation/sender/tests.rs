@@ -315,6 +315,37 @@ async fn who_is_moved_out_learns_of_it_and_gets_nothing_more() {
 }
 
 #[tokio::test]
+async fn each_who_is_moved_out_while_a_server_is_away_is_told_of() {
+    let world = World::new().await;
+    let dave = user_id!("@dave:two.example");
+    let joined = world.rooms.join(dave, &world.room, Extra::new());
+    joined.await.unwrap();
+    world.quiet().await;
+    world.others.lock().transactions.clear();
+    world.others.leave(two());
+    world.set(&bob(), MembershipState::Leave).await;
+    world.quiet().await;
+    // Its server would look for events of a room that nobody of it is in.
+    world.set(dave, MembershipState::Ban).await;
+    world.quiet().await;
+    world.others.come_back();
+    world.later(10).await;
+    assert_eq!(world.others.events_of(two()), ["leave", "ban"]);
+    // A walk through the room finds such an event too, while others stay.
+    world.others.leave(three());
+    let erin = user_id!("@erin:three.example");
+    let joined = world.rooms.join(erin, &world.room, Extra::new());
+    joined.await.unwrap();
+    world.others.lock().transactions.clear();
+    world.set(erin, MembershipState::Leave).await;
+    world.quiet().await;
+    world.others.come_back();
+    world.later(10).await;
+    let told = world.others.events_of(three());
+    assert_eq!(told.iter().filter(|event| *event == "leave").count(), 1);
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_gets_everything_when_it_is_back() {
     let world = World::new().await;
     world.others.leave(two());

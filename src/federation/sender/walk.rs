@@ -47,7 +47,9 @@ impl Federation {
                 .unwrap_or_default(),
         };
         missed.extend(rows::partings(snapshot, server, upto, MAX_QUEUED)?);
-        missed.sort_by_key(|event| (event.position, event.room, event.event));
+        // While others of the server are in the room, a walk finds a parting too.
+        missed.sort_by_key(|event| (event.position, event.room, event.event, !event.is_parting));
+        missed.dedup_by_key(|event| (event.position, event.room, event.event));
         Ok(missed)
     }
 
