@@ -137,40 +137,51 @@ impl World {
         None
     }
 
-    /// What the servers in a room take it to be. Who alone believes to be in it is left out: its users came back before the
-    /// others heard that they had left, and since then nobody tells it anything. Where a server in the room shuts out another
-    /// there is nothing to agree on, as each hears something else.
+    /// What the servers in a room take it to be, but those that are shut out of it.
     fn views(&self, index: usize) -> Vec<(usize, View)> {
+        let servers = self.heard(index);
+        let view = |server: &usize| {
+            let mut view = self.view(&self.town.rooms[index], *server);
+            view.extremities
+                .retain(|event| !self.stays_loose(index, &servers, event));
+            (*server, view)
+        };
+        servers.iter().map(view).collect()
+    }
+
+    /// The servers in a room that let each other in. Who is shut out hears something else; of two that shut out each other it is
+    /// the one that more do.
+    fn heard(&self, index: usize) -> Vec<usize> {
         let room = &self.town.rooms[index];
         let inside = (0..self.slots.len()).filter(|server| self.is_in(index, *server));
-        let inside: Vec<_> = inside.collect();
-        let mut pairs = inside
-            .iter()
-            .flat_map(|one| inside.iter().map(move |other| (*one, *other)));
-        if pairs.any(|(one, other)| one != other && !self.lets_in(room, one, other)) {
-            return Vec::new();
-        }
-        let mut views: Vec<_> = inside
-            .iter()
-            .map(|server| (*server, self.view(room, *server)))
-            .collect();
-        for (server, view) in &mut views {
-            // Its last words stay loose ends of its own if no other showed them: only it could tie them, and it may not speak.
-            if self.mute.contains(&(index, *server)) {
-                let others = || inside.iter().filter(|other| *other != server);
-                let is_heard = |event: &String| others().any(|other| self.shows(*other, event));
-                view.extremities.retain(is_heard);
+        let mut heard: Vec<_> = inside.collect();
+        loop {
+            let shut_out_by = |server: usize| {
+                let others = heard.iter().filter(|other| **other != server);
+                others
+                    .filter(|other| !self.lets_in(room, **other, server))
+                    .count()
+            };
+            let most = heard.iter().copied();
+            let most = most.max_by_key(|server| shut_out_by(*server));
+            let most = most.filter(|server| shut_out_by(*server) > 0);
+            match most {
+                Some(most) => heard.retain(|server| *server != most),
+                None => return heard,
             }
         }
-        let is_seen = |server: usize| {
-            let suffix = format!(":{}", self.slots[server].name);
-            let mut others = views.iter().filter(|(other, _)| *other != server);
-            let sees = |view: &View| view.joined.iter().any(|user| user.ends_with(&suffix));
-            views.len() == 1 || others.any(|(_, view)| sees(view))
-        };
-        let seen: BTreeSet<_> = inside.into_iter().filter(|of| is_seen(*of)).collect();
-        views.retain(|(server, _)| seen.contains(server));
-        views
+    }
+
+    /// Whether an event cannot be tied any more: only who has accepted it could cite it, and of those nobody may speak.
+    fn stays_loose(&self, index: usize, servers: &[usize], event: &str) -> bool {
+        let may_speak = |server: &&usize| !self.mute.contains(&(index, **server));
+        let mut speakers = servers.iter().filter(may_speak).peekable();
+        match speakers.peek() {
+            Some(_) => speakers.all(|server| self.has_soft_failed(*server, event)),
+            None => servers
+                .iter()
+                .any(|server| self.has_soft_failed(*server, event)),
+        }
     }
 
     /// Whether the access list of a room, as `server` has it, lets another in.
@@ -184,14 +195,13 @@ impl World {
         allowed.expect("the room can be read")
     }
 
-    /// Whether a server has an event and has not soft-failed it.
-    fn shows(&self, server: usize, event: &str) -> bool {
+    fn has_soft_failed(&self, server: usize, event: &str) -> bool {
         let event_id = ruma::EventId::parse(event).expect("an event ID");
         let server = self.server(server);
         let snapshot = server.store.snapshot().expect("a snapshot");
         let found = server.rooms.event_by_id(&snapshot, &event_id);
         let found = found.expect("it can be read");
-        found.is_some_and(|(_, event)| !event.meta.has(flag::SOFT_FAILED))
+        found.is_some_and(|(_, event)| event.meta.has(flag::SOFT_FAILED))
     }
 
     /// What the servers know of an event.
