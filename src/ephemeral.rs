@@ -28,8 +28,8 @@ pub use self::{
     outbox::{LocalChanges, LocalPresence, LocalTyping},
     presence::{PresenceContent, PresenceEvent, RemotePresence, Syncing},
     receipts::{
-        LOG_RECEIPT, LocalReceipt, NewReceipt, ReceiptContent, ReceiptKind, ReceiptPlace,
-        ReceiptThread, Receipts, RemoteReceipt,
+        LOG_RECEIPT, LocalReceipt, NewReceipt, OpaqueReceipt, ReceiptContent, ReceiptKind,
+        ReceiptPlace, ReceiptThread, Receipts, RemoteReceipt,
     },
 };
 use crate::{

@@ -82,6 +82,16 @@ pub struct RemoteReceipt {
     pub ts: u64,
 }
 
+/// A receipt of a user of another server, who is in the room, that names something which can be no event of any room.
+#[derive(Clone, Debug)]
+pub struct OpaqueReceipt {
+    pub user: UserNumber,
+    pub event: String,
+    pub is_of_main_thread: bool,
+    /// Milliseconds since the Unix epoch.
+    pub ts: u64,
+}
+
 /// Which receipt an entry of the log is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiptPlace {
@@ -129,10 +139,13 @@ pub struct LocalReceipt {
     pub thread: Option<String>,
 }
 
+/// The index of what has no place in the timeline: before everything that has one.
+const NOWHERE: i64 = i64::MIN;
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct ReceiptRow {
     event: String,
-    /// The place of the event in the timeline.
+    /// The place of the event in the timeline, or [`NOWHERE`].
     index: i64,
     /// Milliseconds since the Unix epoch.
     ts: u64,
@@ -150,8 +163,7 @@ pub struct ReceiptContent {
 }
 
 /// The content of `m.receipt`: by event, kind and user.
-pub type Receipts =
-    BTreeMap<OwnedEventId, BTreeMap<&'static str, BTreeMap<OwnedUserId, ReceiptContent>>>;
+pub type Receipts = BTreeMap<String, BTreeMap<&'static str, BTreeMap<OwnedUserId, ReceiptContent>>>;
 
 pub(super) struct State {
     /// One change of a user's receipts at a time.
@@ -232,8 +244,9 @@ impl Ephemeral {
         // Two may move the same marker: the last write is the one that counts.
         placed.sort_by_key(|(_, place)| place.event.meta.index);
         for (receipt, place) in &placed {
-            let placed = (*receipt, place, self.inner.clock.now_ms());
-            if self.put_receipt(snapshot, &mut batch, (change.user, room), placed)? {
+            let row = ReceiptRow::new(receipt, place, self.inner.clock.now_ms());
+            let at = place.of((change.user, room), receipt.kind);
+            if put_receipt(snapshot, &mut batch, at, row)? {
                 let (user, place) = ((change.user, room), (place.thread, &*place.event));
                 let rooms = &self.inner.rooms;
                 rooms.read_up_to(snapshot, &mut batch, user, place)?;
@@ -301,8 +314,9 @@ impl Ephemeral {
             }
             placed.sort_by_key(|(_, place)| place.event.meta.index);
             for (receipt, place) in &placed {
-                let (user, placed) = ((receipt.user, room), (&receipt.new, place, receipt.ts));
-                this.put_receipt(snapshot, &mut batch, user, placed)?;
+                let row = ReceiptRow::new(&receipt.new, place, receipt.ts);
+                let at = place.of((receipt.user, room), receipt.new.kind);
+                put_receipt(snapshot, &mut batch, at, row)?;
             }
             Ok((batch, unknown))
         };
@@ -313,6 +327,48 @@ impl Ephemeral {
             self.inner.store.submit(batch).await?;
         }
         Ok(unknown)
+    }
+
+    /// Notes receipts that name no event. They stand for nothing but themselves, until one comes that does name an event.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn remote_opaque_receipts(
+        &self,
+        room: RoomNumber,
+        receipts: Vec<OpaqueReceipt>,
+    ) -> Result<(), Error> {
+        for receipt in receipts {
+            let turn = self.inner.receipts.turns.lock(receipt.user).await;
+            let (thread, name) = match receipt.is_of_main_thread {
+                true => (ReadThread::Main, Some("main".to_owned())),
+                false => (ReadThread::All, None),
+            };
+            let place = ReceiptPlace {
+                room,
+                user: receipt.user,
+                thread: thread.key(),
+                kind: ReceiptKind::Public,
+            };
+            let row = ReceiptRow {
+                event: receipt.event,
+                index: NOWHERE,
+                ts: receipt.ts,
+                thread: name,
+            };
+            let prepare = move |snapshot: &Snapshot| -> Result<_, Error> {
+                let mut batch = Batch::new();
+                put_receipt(snapshot, &mut batch, place, row)?;
+                Ok(batch)
+            };
+            let mut batch = self.inner.store.read(prepare).await?;
+            if !batch.is_empty() {
+                self.announce_receipts(&mut batch, room, Topic::Room(room.0));
+                batch.hold(turn);
+                self.inner.store.submit(batch).await?;
+            }
+        }
+        Ok(())
     }
 
     /// The receipt at a place, as it stands now.
@@ -365,47 +421,6 @@ impl Ephemeral {
         found
             .filter(|found| found.meta.is_visible())
             .ok_or(Error::UnknownEvent)
-    }
-
-    /// Adds a receipt with its time, unless a newer one is there; then it answers false.
-    fn put_receipt(
-        &self,
-        snapshot: &Snapshot,
-        batch: &mut Batch,
-        (user, room): (UserNumber, RoomNumber),
-        (receipt, place, ts): (&NewReceipt, &Place, u64),
-    ) -> Result<bool, Error> {
-        let (thread, kind) = (place.thread.key(), receipt.kind as u8);
-        let key = (user, room, thread, kind);
-        let index = place.event.meta.index;
-        if let Some(Stamped(position, before)) = snapshot.get(&RECEIPTS, &key)? {
-            if before.index >= index {
-                return Ok(false);
-            }
-            batch.delete(&BY_POSITION, &(room, position, user, thread, kind));
-        }
-        let row = ReceiptRow {
-            event: receipt.event.to_string(),
-            index,
-            ts,
-            thread: match &receipt.thread {
-                ReceiptThread::Unthreaded => None,
-                ReceiptThread::Main => Some("main".to_owned()),
-                ReceiptThread::Root(root) => Some(root.to_string()),
-            },
-        };
-        let at = PositionAt::Value(0);
-        batch.put_stamped(&RECEIPTS, &key, &Stamped(Position::default(), row), at);
-        let key = (room, Position::default(), user, thread, kind);
-        batch.put_stamped(&BY_POSITION, &key, &(), PositionAt::Key(4));
-        let place = ReceiptPlace {
-            room,
-            user,
-            thread,
-            kind: receipt.kind,
-        };
-        batch.log(LOG_RECEIPT, &place.encode());
-        Ok(true)
     }
 
     /// The new place of the marker of what is fully read, unless it is there or further already.
@@ -479,15 +494,44 @@ impl Ephemeral {
     }
 }
 
+/// Adds a receipt, unless a newer one is there; then it answers false.
+fn put_receipt(
+    snapshot: &Snapshot,
+    batch: &mut Batch,
+    place: ReceiptPlace,
+    row: ReceiptRow,
+) -> Result<bool, Error> {
+    let ReceiptPlace {
+        room,
+        user,
+        thread,
+        kind,
+    } = place;
+    let key = (user, room, thread, kind as u8);
+    if let Some(Stamped(position, before)) = snapshot.get(&RECEIPTS, &key)? {
+        // Of two that have no place, the one that came last counts.
+        let is_other = row.index == NOWHERE && before.event != row.event;
+        let is_newer = row.index > before.index || (row.index == before.index && is_other);
+        if !is_newer {
+            return Ok(false);
+        }
+        let known = (room, position, user, thread, kind as u8);
+        batch.delete(&BY_POSITION, &known);
+    }
+    let at = PositionAt::Value(0);
+    batch.put_stamped(&RECEIPTS, &key, &Stamped(Position::default(), row), at);
+    let key = (room, Position::default(), user, thread, kind as u8);
+    batch.put_stamped(&BY_POSITION, &key, &(), PositionAt::Key(4));
+    batch.log(LOG_RECEIPT, &place.encode());
+    Ok(true)
+}
+
 /// Where a user has receipts for one event twice, the one for all threads is shown.
 ///
 /// Spec: c2s, "Receipts" (MSC4102).
 fn add(receipts: &mut Receipts, kind: ReceiptKind, user: OwnedUserId, row: ReceiptRow) {
-    let Ok(event) = OwnedEventId::try_from(row.event) else {
-        return;
-    };
     let users = receipts
-        .entry(event)
+        .entry(row.event)
         .or_default()
         .entry(kind.name())
         .or_default();
@@ -514,6 +558,33 @@ struct Change {
 struct Place {
     event: std::sync::Arc<StoredEvent>,
     thread: ReadThread,
+}
+
+impl Place {
+    /// Where the receipt of a user for it is kept.
+    fn of(&self, (user, room): (UserNumber, RoomNumber), kind: ReceiptKind) -> ReceiptPlace {
+        ReceiptPlace {
+            room,
+            user,
+            thread: self.thread.key(),
+            kind,
+        }
+    }
+}
+
+impl ReceiptRow {
+    fn new(receipt: &NewReceipt, place: &Place, ts: u64) -> Self {
+        Self {
+            event: receipt.event.to_string(),
+            index: place.event.meta.index,
+            ts,
+            thread: match &receipt.thread {
+                ReceiptThread::Unthreaded => None,
+                ReceiptThread::Main => Some("main".to_owned()),
+                ReceiptThread::Root(root) => Some(root.to_string()),
+            },
+        }
+    }
 }
 
 /// What is to be written.

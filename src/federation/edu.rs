@@ -20,7 +20,9 @@ pub(super) use self::waiting::WaitingReceipts;
 use super::{Error, Federation};
 use crate::{
     accounts::UserNumber,
-    ephemeral::{NewReceipt, ReceiptKind, ReceiptThread, RemotePresence, RemoteReceipt, Who},
+    ephemeral::{
+        NewReceipt, OpaqueReceipt, ReceiptKind, ReceiptThread, RemotePresence, RemoteReceipt, Who,
+    },
     rooms::RoomNumber,
     storage::{Position, Snapshot},
 };
@@ -28,6 +30,8 @@ use crate::{
 /// Rooms of one receipt EDU that are looked at, and users of each.
 const MAX_ROOMS: usize = 100;
 const MAX_USERS: usize = 1_000;
+/// The longest ID of an event, in bytes.
+const MAX_EVENT_ID_BYTES: usize = 255;
 /// Users of one presence EDU that are looked at.
 const MAX_PRESENCES: usize = 200;
 
@@ -54,7 +58,7 @@ struct RoomReceipts<'a> {
 #[derive(Deserialize)]
 struct UserReceipt {
     data: ReceiptData,
-    event_ids: Vec<OwnedEventId>,
+    event_ids: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -79,6 +83,13 @@ struct PresenceUpdate {
     status_msg: Option<String>,
     #[serde(default)]
     last_active_ago: u64,
+}
+
+/// A receipt of a user who is in the room.
+enum Taken {
+    Event(RemoteReceipt),
+    /// What it names is no event ID. The user has read something, and clients are told what.
+    Opaque(OpaqueReceipt),
 }
 
 /// Receipts of a server's users in one room.
@@ -148,15 +159,26 @@ impl Federation {
                 let mut of_room = Vec::with_capacity(of_users.len());
                 for (user, receipt) in of_users {
                     if let Some(user) = federation.member(snapshot, room, &user)? {
-                        of_room.extend(receipt.into_remote(user));
+                        of_room.extend(receipt.into_taken(user));
                     }
                 }
                 checked.push((room, of_room));
             }
             Ok(checked)
         };
-        for (room, receipts) in self.inner.store.read(read).await? {
+        for (room, taken) in self.inner.store.read(read).await? {
+            let (mut receipts, mut opaque) = (Vec::with_capacity(taken.len()), Vec::new());
+            for receipt in taken {
+                match receipt {
+                    Taken::Event(receipt) => receipts.push(receipt),
+                    Taken::Opaque(receipt) => opaque.push(receipt),
+                }
+            }
             self.keep_receipts(room, receipts).await?;
+            self.inner
+                .ephemeral
+                .remote_opaque_receipts(room, opaque)
+                .await?;
         }
         Ok(())
     }
@@ -344,20 +366,39 @@ fn read_receipts(origin: &ServerName, content: &str) -> Vec<RoomReceiptList> {
 }
 
 impl UserReceipt {
-    /// `None` if it names no event, or its thread is none.
-    fn into_remote(self, user: UserNumber) -> Option<RemoteReceipt> {
+    /// `None` if it names nothing, or its thread is none.
+    fn into_taken(self, user: UserNumber) -> Option<Taken> {
+        let event = self.event_ids.into_iter().next()?;
+        if event.is_empty() || event.len() > MAX_EVENT_ID_BYTES {
+            return None;
+        }
         let thread = match self.data.thread_id {
             None => ReceiptThread::Unthreaded,
             Some(main) if main == "main" => ReceiptThread::Main,
             Some(root) => ReceiptThread::Root(OwnedEventId::try_from(root).ok()?),
         };
-        let new = NewReceipt {
-            kind: ReceiptKind::Public,
-            event: self.event_ids.into_iter().next()?,
-            thread,
-        };
         let ts = self.data.ts;
-        Some(RemoteReceipt { user, new, ts })
+        match OwnedEventId::try_from(event.as_str()) {
+            Ok(event) => {
+                let kind = ReceiptKind::Public;
+                let new = NewReceipt {
+                    kind,
+                    event,
+                    thread,
+                };
+                Some(Taken::Event(RemoteReceipt { user, new, ts }))
+            }
+            Err(_) => Some(Taken::Opaque(OpaqueReceipt {
+                user,
+                event,
+                is_of_main_thread: match thread {
+                    ReceiptThread::Unthreaded => false,
+                    ReceiptThread::Main => true,
+                    ReceiptThread::Root(_) => return None,
+                },
+                ts,
+            })),
+        }
     }
 }
 

@@ -124,6 +124,32 @@ async fn receipts_are_believed_of_own_users_and_wait_for_their_events() {
 }
 
 #[tokio::test]
+async fn a_receipt_that_names_no_event_is_told_until_one_does() {
+    let world = World::new().await;
+    world.say("a").await;
+    let event = world.newest_event();
+    let read = |event: &str, ts: u64| {
+        let receipt = json!({ "event_ids": [event], "data": { "ts": ts } });
+        json!({ world.room.as_str(): { "m.read": { bob().as_str(): receipt } } })
+    };
+    let of_bob = |event: &str, ts: u64| [(event.to_owned(), bob().to_string(), ts)];
+    world.hear(two(), "m.receipt", read("something", 5)).await;
+    assert_eq!(world.receipts(), of_bob("something", 5));
+    world.hear(two(), "m.receipt", read("other", 6)).await;
+    assert_eq!(world.receipts(), of_bob("other", 6));
+    for nothing in ["", &"a".repeat(256), &format!("${}", "a".repeat(255))] {
+        world.hear(two(), "m.receipt", read(nothing, 7)).await;
+    }
+    assert_eq!(world.receipts(), of_bob("other", 6));
+
+    let known = read(event.as_str(), 8);
+    world.hear(two(), "m.receipt", known).await;
+    assert_eq!(world.receipts(), of_bob(event.as_str(), 8));
+    world.hear(two(), "m.receipt", read("something", 9)).await;
+    assert_eq!(world.receipts(), of_bob(event.as_str(), 8));
+}
+
+#[tokio::test]
 async fn presence_is_believed_of_own_users_in_shared_rooms() {
     let world = World::new().await;
     let reader = world.who(alice()).await.number;
