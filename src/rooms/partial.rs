@@ -2,13 +2,14 @@
 //!
 //! A server that lets us into a room may leave the memberships out of what it answers, so that the room can be used at once
 //! (the faster join). Until the whole state has been fetched the room is *partial*. What comes meanwhile is judged by what
-//! is known, to which an event's own auth events add the memberships that it claims; it is noted here, and judged again
-//! ([`recheck`]) when the whole state is there. Of who is in the room nothing is told before that: who asks waits.
+//! is known, to which an event's own auth events add the memberships that it claims, and with which they are resolved where
+//! they differ; it is noted here, and judged again ([`recheck`]) when the whole state is there. Of who is in the room nothing is told before that: who asks waits.
 //! engine.md section 7.
 
 mod recheck;
+mod redress;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ruma::{OwnedEventId, OwnedServerName, UserId};
 
@@ -18,11 +19,12 @@ use super::{
     Class, Error, RoomNumber, RoomWriter, Rooms, ServerNumber, StoredEvent, TypeNumber,
     draft::{Change, Draft, Entry},
     event::flag,
+    head::Head,
     membership_of,
     receive::told,
-    resolution::key_of,
+    resolution,
     state::{self, Source},
-    writer::place::Basis,
+    writer::place::{Basis, Turn, Was},
 };
 use crate::{
     events::{EventNumber, RootNumber, trie},
@@ -70,11 +72,14 @@ pub(in crate::rooms) fn note(
     batch: &mut Batch,
     room: RoomNumber,
     event: &StoredEvent,
-    noted: Option<Noted>,
+    turn: Option<&Turn>,
 ) {
+    let key = (room, event.number);
     if event.meta.has(flag::STATE_PARTIAL) {
-        let row = Cbor(noted.unwrap_or_default());
-        batch.put(&NOTED, &(room, event.number), &row);
+        let noted = turn.and_then(|turn| turn.noted);
+        batch.put(&NOTED, &key, &Cbor(noted.unwrap_or_default()));
+    } else if turn.is_some_and(|turn| turn.was == Was::Outlier) {
+        batch.delete(&NOTED, &key);
     }
 }
 
@@ -93,41 +98,74 @@ pub(in crate::rooms) fn any_partial(
 }
 
 /// A state that lacks memberships, with those that an event cites. What the state does say of a user counts.
-pub(in crate::rooms) fn filled<'a>(
+pub(in crate::rooms) fn filled(
     source: &Source<'_>,
     draft: &Draft,
     basis: Basis,
-    cited: impl IntoIterator<Item = &'a StoredEvent>,
+    cited: &[Arc<StoredEvent>],
 ) -> Result<Basis, Error> {
-    let mut changes = Vec::new();
-    for event in cited {
-        let (TypeNumber::MEMBER, Some(state), false) = (
-            event.meta.event_type,
-            event.meta.state,
-            event.meta.is_rejected(),
-        ) else {
-            continue;
-        };
-        let Some(key) = key_of(event.meta.event_type, &event.pdu) else {
-            continue;
-        };
-        let Some(number) = source.key_number(&key)? else {
-            continue;
-        };
-        if trie::get(source, basis.row.members, number)?.is_none() {
-            let entry = Entry::of(source.rooms, event.meta.event_type, &event.pdu);
-            changes.push(Change {
-                key: number,
-                is_member: true,
-                before: None,
-                after: Some((state, entry)),
-            });
-        }
-    }
+    let mut changes = differing(source, &basis, cited)?;
+    changes.retain(|change| change.is_member && change.before.is_none());
+    with(source, draft, basis, &changes)
+}
+
+/// The state by which an event is judged, where what is known of the state before it may lack something or be wrong: it,
+/// resolved with itself as the events have it that are cited.
+///
+/// engine.md section 7.
+pub(in crate::rooms) fn judged_by(
+    head: &Head,
+    source: &Source<'_>,
+    draft: &Draft,
+    basis: Basis,
+    cited: &[Arc<StoredEvent>],
+) -> Result<Basis, Error> {
+    let changes = differing(source, &basis, cited)?;
     if changes.is_empty() {
         return Ok(basis);
     }
-    let row = draft.changed(source, basis.row, &changes)?;
+    let other = with(source, draft, basis, &changes)?;
+    Ok(resolution::resolve(head, source, draft, &[basis.root, other.root])?.into())
+}
+
+/// What the events would change in a state.
+fn differing(
+    source: &Source<'_>,
+    basis: &Basis,
+    cited: &[Arc<StoredEvent>],
+) -> Result<Vec<Change>, Error> {
+    let entry = |event: &StoredEvent| Entry::of(source.rooms, event.meta.event_type, &event.pdu);
+    let mut changes: Vec<Change> = Vec::new();
+    for event in cited.iter().filter(|event| !event.meta.is_rejected()) {
+        let Some(state) = event.meta.state else {
+            continue;
+        };
+        let key = source.graph(state)?.key;
+        let known = trie::get(source, basis.row.node(event.meta.event_type), key)?;
+        if known == Some(state) || changes.iter().any(|change| change.key == key) {
+            continue;
+        }
+        let before = source.events_of_states(known.as_slice())?;
+        changes.push(Change {
+            key,
+            is_member: event.meta.event_type == TypeNumber::MEMBER,
+            before: before.first().map(|before| entry(before)),
+            after: Some((state, entry(event))),
+        });
+    }
+    Ok(changes)
+}
+
+fn with(
+    source: &Source<'_>,
+    draft: &Draft,
+    basis: Basis,
+    changes: &[Change],
+) -> Result<Basis, Error> {
+    if changes.is_empty() {
+        return Ok(basis);
+    }
+    let row = draft.changed(source, basis.row, changes)?;
     Ok((draft.add_root(row), row).into())
 }
 
@@ -273,6 +311,7 @@ impl Rooms {
             }
             let user = event.pdu.state_key.as_deref().map(<&UserId>::try_from);
             if event.meta.event_type == TypeNumber::MEMBER
+                && !event.meta.has(flag::OUTLIER)
                 && Class::of(&membership_of(&event)) == Class::Join
                 && let Some(Ok(user)) = user
             {

@@ -10,12 +10,15 @@ use ruma::{UserId, room_version_rules::RoomVersionRules};
 use super::{
     Error, RoomNumber, StoredEvent,
     event::{BODIES, Body, EventKey, METAS, Relation, flag},
+    head::Head,
     relations,
+    state::Source,
     threads::{self, ThreadChange},
+    writer::place::Basis,
 };
 use crate::{
-    events::{AuthError, EventNumber, PowerLevels, redact},
-    storage::{Batch, Family, Table},
+    events::{AuthError, EventNumber, Pdu, PowerLevels, redact},
+    storage::{Batch, Family, Snapshot, Table},
 };
 
 /// The bodies of redacted events as they were.
@@ -50,6 +53,23 @@ pub(super) fn check(
     }
     let text = "the power level does not suffice to redact the events of others".to_owned();
     Err(Error::NotAllowed(AuthError::Refused(text)))
+}
+
+/// Whether an event of another server redacts its target, at the state before it.
+///
+/// Spec: rooms/v3, "Handling redactions".
+pub(super) fn may_redact(
+    head: &Head,
+    source: &Source<'_>,
+    (redaction, target): (&Pdu, &Pdu),
+    at: &Basis,
+) -> Result<bool, Error> {
+    if redaction.sender.server_name() == target.sender.server_name() {
+        return Ok(true);
+    }
+    let levels = at.levels(source.rooms, head, source)?;
+    let may = |levels: Arc<PowerLevels>| levels.may_redact_others(&redaction.sender);
+    Ok(levels.is_some_and(may))
 }
 
 /// The redacted form of an event.
@@ -95,4 +115,33 @@ pub(super) fn insert(batch: &mut Batch, room: RoomNumber, redacted: &Redacted) {
     if let Some(change) = &redacted.thread {
         threads::insert(batch, room, change);
     }
+}
+
+/// A redacted event as it came, if that was kept.
+///
+/// # Errors
+/// If the stored body is damaged.
+pub(super) fn original(
+    snapshot: &Snapshot,
+    room: RoomNumber,
+    event: &StoredEvent,
+) -> Result<Option<Pdu>, Error> {
+    let Some(body) = snapshot.get(&ORIGINALS, &(room, event.number))? else {
+        return Ok(None);
+    };
+    let pdu = Pdu::from_stored(event.pdu.event_id.clone(), body.json, event.pdu.rejected)
+        .map_err(|malformed| Error::corrupt("original_bodies", &malformed.to_string()))?;
+    Ok(Some(pdu))
+}
+
+/// Puts the rows of a redacted event back that should not have been redacted. What it relates to is not among them.
+pub(super) fn restore(batch: &mut Batch, room: RoomNumber, event: &StoredEvent) {
+    let key = (room, event.number);
+    let body = Body {
+        id: EventKey::of(&event.pdu.event_id),
+        json: event.pdu.json.clone(),
+    };
+    batch.put(&BODIES, &key, &body);
+    batch.put(&METAS, &key, &event.meta);
+    batch.delete(&ORIGINALS, &key);
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     accounts::UserNumber,
-    events::EventNumber,
+    events::{EventNumber, Pdu},
     storage::{Batch, Family, Index, Order, Record, Snapshot, Table},
 };
 
@@ -63,6 +63,31 @@ pub(super) fn relates_to(content: &CanonicalJsonObject) -> Option<(Relation, &Ev
     };
     let event_id = <&EventId>::try_from(event_id.as_str()).ok()?;
     Some((Relation::of(rel_type), event_id))
+}
+
+/// As much of the content of an event as says what it relates to.
+pub(super) fn relating(pdu: &Pdu) -> Option<CanonicalJsonObject> {
+    // Only this: the rest may hold numbers that canonical JSON lacks.
+    #[derive(serde::Deserialize)]
+    struct Relating {
+        #[serde(rename = "m.relates_to")]
+        relates_to: CanonicalJsonValue,
+    }
+    let Relating { relates_to } = pdu.content_as().ok()?;
+    Some(CanonicalJsonObject::from([(
+        "m.relates_to".to_owned(),
+        relates_to,
+    )]))
+}
+
+/// What an event relates to that the room has mentioned.
+pub(super) fn of(source: &Source<'_>, pdu: &Pdu) -> Result<Option<(Relation, EventNumber)>, Error> {
+    let content = relating(pdu);
+    let Some((relation, parent)) = content.as_ref().and_then(relates_to) else {
+        return Ok(None);
+    };
+    let number = source.event_number(parent)?;
+    Ok(number.map(|number| (relation, number)))
 }
 
 /// Adds the rows of an event that relates to another.

@@ -453,8 +453,7 @@ impl RoomWriter {
         head.unread
             .advance(&rooms, &event, &memberships, &mut unread);
         event::insert(&mut batch, room, &event, &id);
-        let noted = turn.as_ref().and_then(|turn| turn.noted);
-        partial::note(&mut batch, room, &event, noted);
+        partial::note(&mut batch, room, &event, turn.as_deref());
         timeline::insert(&mut batch, room, &event);
         if let Some(turn) = &turn {
             head.insert_turn(&mut batch, (&event, &id), turn, before);

@@ -10,13 +10,16 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{NOTED, Noted, complete, noted, open};
+use super::{
+    NOTED, Noted, complete, noted, open,
+    redress::{Redress, redress},
+};
 use crate::{
     events::{EventNumber, StateNumber},
     rooms::{
         Error, EventMeta, HeadRow, Published, RoomNumber, RoomWriter, Rooms, StoredEvent,
         draft::{Counters, Draft, Made},
-        event::METAS,
+        event::{METAS, flag},
         forks,
         head::{self, Head},
         membership::MembershipChange,
@@ -27,7 +30,7 @@ use crate::{
         timeline,
         writer::place::{self, Ends},
     },
-    storage::{Batch, Order, Position, Snapshot},
+    storage::{Batch, Order, Position},
 };
 
 /// Events that are judged again in one go.
@@ -48,6 +51,8 @@ struct Rechecked {
     again: Again,
     /// It was shown and should not have been: what it was, and what its thread loses.
     retracted: Option<(StoredEvent, Option<ThreadChange>)>,
+    /// What becomes of the event that it redacts, or should not have redacted.
+    redress: Option<Redress>,
 }
 
 /// What came of some events.
@@ -127,15 +132,15 @@ fn run(head: &Head, source: &Source<'_>) -> Result<Option<Work>, Error> {
     if rows.values().any(|noted| noted.lacks_members) {
         return Ok(None);
     }
-    let order = in_order(snapshot, head.room, &rows)?;
     let draft = Draft::new(head);
     let source = source.with_draft(&draft);
+    let order = in_order(&source, &rows)?;
     let mut rechecked: Vec<Rechecked> = Vec::new();
     let mut has_changed = false;
     for number in order.iter().take(CHUNK) {
         let event = place::event(&source, *number)?;
         let told = rows.get(number).and_then(|noted| noted.told);
-        let again = again(head, &source, &draft, (&event, told))?;
+        let mut again = again(head, &source, &draft, (&event, told))?;
         has_changed |= event.meta.is_accepted() != again.event.meta.is_accepted();
         let is_retracted = event.meta.is_visible() && !again.event.meta.is_visible();
         let retracted = match is_retracted {
@@ -145,8 +150,14 @@ fn run(head: &Head, source: &Source<'_>) -> Result<Option<Work>, Error> {
             }
             false => None,
         };
-        rechecked.push(Rechecked { again, retracted });
-        if is_retracted {
+        let redress = redress(head, &source, &event, &mut again.event)?;
+        let is_last = is_retracted || redress.is_some();
+        rechecked.push(Rechecked {
+            again,
+            retracted,
+            redress,
+        });
+        if is_last {
             // What threads lose is reckoned from what is stored.
             break;
         }
@@ -175,12 +186,11 @@ fn run(head: &Head, source: &Source<'_>) -> Result<Option<Work>, Error> {
 
 /// The noted events, each after those that it follows or that allow it.
 fn in_order(
-    snapshot: &Snapshot,
-    room: RoomNumber,
+    source: &Source<'_>,
     noted: &BTreeMap<EventNumber, Noted>,
 ) -> Result<Vec<EventNumber>, Error> {
-    let keys: Vec<_> = noted.keys().map(|event| (room, *event)).collect();
-    let metas = snapshot.get_many(&METAS, &keys)?;
+    let keys: Vec<_> = noted.keys().map(|event| (source.room, *event)).collect();
+    let metas = source.snapshot()?.get_many(&METAS, &keys)?;
     let metas: BTreeMap<EventNumber, EventMeta> = noted
         .keys()
         .copied()
@@ -198,7 +208,14 @@ fn in_order(
             .auth_states
             .iter()
             .filter_map(|state| by_state.get(state));
-        let cited: BTreeSet<EventNumber> = meta.prev_events.iter().chain(auth).copied().collect();
+        let mut cited: BTreeSet<EventNumber> =
+            meta.prev_events.iter().chain(auth).copied().collect();
+        if meta.has(flag::REJECTED_BY_AUTH_EVENTS) {
+            // By one, maybe, that has no number as a state event.
+            for id in &place::event(source, *event)?.pdu.auth_events {
+                cited.extend(source.event_number(id)?);
+            }
+        }
         let among = cited
             .into_iter()
             .filter(|cited| cited != event && metas.contains_key(cited));
@@ -309,6 +326,9 @@ fn insert(batch: &mut Batch, room: RoomNumber, rechecked: &Rechecked) {
         }
         None => timeline::replace(batch, room, event),
     }
+    if let Some(redress) = &rechecked.redress {
+        redress.insert(batch, room);
+    }
 }
 
 impl Rooms {
@@ -321,7 +341,10 @@ impl Rooms {
         rechecked: &[Rechecked],
     ) {
         let rooms = self.clone();
-        let events: Vec<_> = rechecked.iter().map(|of| of.again.event.number).collect();
+        let redressed = rechecked.iter().filter_map(|of| of.redress.as_ref());
+        let redressed = redressed.map(Redress::event);
+        let events = rechecked.iter().map(|of| of.again.event.number);
+        let events: Vec<_> = events.chain(redressed).collect();
         let states = rechecked.iter().filter_map(|of| of.again.event.meta.state);
         let states: Vec<_> = states.collect();
         batch.before_publish(move |position| {

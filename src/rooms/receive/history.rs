@@ -296,8 +296,7 @@ fn open(batches: &mut Vec<Batch>) -> &mut Batch {
 
 fn insert(batch: &mut Batch, room: RoomNumber, past: &Prepared) {
     event::insert_past(batch, room, &past.event, &past.id);
-    let noted = past.turn.as_ref().and_then(|turn| turn.noted);
-    partial::note(batch, room, &past.event, noted);
+    partial::note(batch, room, &past.event, past.turn.as_deref());
     timeline::insert_past(batch, room, &past.event);
     if let Some(state) = &past.state {
         state::insert(batch, room, state, &past.id);

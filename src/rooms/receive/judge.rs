@@ -179,11 +179,21 @@ impl<'a> Court<'a> {
             Ok(()) => self.check_by_auth_events(&auth_events)?,
             refused => refused,
         };
-        let failure = match checked {
-            Ok(()) => (flag::OUTLIER, None),
-            Err(error) => (flag::OUTLIER | flag::REJECTED_BY_AUTH_EVENTS, Some(error)),
-        };
-        self.apart(&auth_events, failure)
+        match checked {
+            Ok(()) => self.apart(&auth_events, (flag::OUTLIER, None)),
+            Err(error) => self.refused(&auth_events, error),
+        }
+    }
+
+    /// An event that its auth events refuse. If these may have been refused for what is not known of a partial room, it is to
+    /// be judged again.
+    fn refused(&self, auth_events: &AuthEvents, error: AuthError) -> Result<Verdict, Error> {
+        let mut flags = flag::OUTLIER | flag::REJECTED_BY_AUTH_EVENTS;
+        let mut metas = auth_events.iter().map(|event| &event.meta);
+        if metas.any(|meta| meta.is_rejected() && meta.has(flag::STATE_PARTIAL)) {
+            flags |= flag::STATE_PARTIAL;
+        }
+        self.apart(auth_events, (flags, Some(error)))
     }
 
     fn judge(&self) -> Result<Verdict, Error> {
@@ -209,18 +219,17 @@ impl<'a> Court<'a> {
             return match (failure, &self.known) {
                 (Ok(()), _) => Ok(Verdict::MissingPrev(prevs.missing)),
                 (Err(_), Some(known)) => Ok(Verdict::Known(Arc::clone(known))),
-                (Err(error), None) => {
-                    let flags = flag::OUTLIER | flag::REJECTED_BY_AUTH_EVENTS;
-                    self.apart(&auth_events, (flags, Some(error)))
-                }
+                (Err(error), None) => self.refused(&auth_events, error),
             };
         }
         let (mut basis, told) = self.basis(&prevs)?;
         let lacks_members = self.arrival.lacks_members && told.is_some();
         let is_partial = self.is_partial(&prevs, lacks_members)?;
+        let mut judged_by = basis;
         if is_partial {
-            let cited = auth_events.iter().map(|event| &**event);
-            basis = partial::filled(self.source, self.draft, basis, cited)?;
+            let (head, source, draft) = (self.head, self.source, self.draft);
+            basis = partial::filled(source, draft, basis, &auth_events)?;
+            judged_by = partial::judged_by(head, source, draft, basis, &auth_events)?;
         }
         let site = Site {
             head: self.head,
@@ -228,7 +237,11 @@ impl<'a> Court<'a> {
             basis,
             next: self.draft.counters(),
         };
-        let (flags, error) = self.check(&site, independent, &auth_events)?.unzip();
+        let judged_at = Site {
+            basis: judged_by,
+            ..site
+        };
+        let (flags, error) = self.check(&judged_at, independent, &auth_events)?.unzip();
         let mut flags = flags.unwrap_or_default();
         let noted = is_partial.then(|| Noted::new(told, lacks_members));
         if is_partial {

@@ -10,7 +10,7 @@ use crate::{
     rooms::{
         Error, RoomWriter,
         draft::Draft,
-        event, head, state, stubs,
+        event, head, partial, state, stubs,
         writer::place::{self, Prepared, Was},
     },
     storage::Batch,
@@ -112,6 +112,7 @@ impl RoomWriter {
         let mut batch = Batch::new();
         for outlier in &prepared {
             event::insert_past(&mut batch, room, &outlier.event, &outlier.id);
+            partial::note(&mut batch, room, &outlier.event, None);
             if let Some(state) = &outlier.state {
                 state::insert(&mut batch, room, state, &outlier.id);
             }

@@ -30,7 +30,7 @@ pub(in crate::rooms) struct Again {
 /// What the rules say of an event that is judged again.
 const REJECTED: u32 = flag::REJECTED_BY_AUTH_EVENTS | flag::REJECTED_BY_STATE;
 
-/// Judges an event of the graph whose previous events have been judged again, and adds it to the draft. `told` is the state
+/// Judges an event whose previous and auth events have been judged again, and adds it to the draft. `told` is the state
 /// before it as another server told it, if previous events were missing.
 pub(in crate::rooms) fn again(
     head: &Head,
@@ -77,7 +77,17 @@ impl Court<'_> {
             next: self.draft.counters(),
         };
         let independent = self.check_independent(&auth_events)?;
-        let failure = self.check(&site, independent, &auth_events)?;
+        let failure = match event.meta.has(flag::OUTLIER) {
+            true => {
+                let checked = match independent {
+                    Ok(()) => self.check_by_auth_events(&auth_events)?,
+                    refused => refused,
+                };
+                let refused = checked.err();
+                refused.map(|error| (flag::REJECTED_BY_AUTH_EVENTS, error))
+            }
+            false => self.check(&site, independent, &auth_events)?,
+        };
         let failed = failure.map(|(flag, _)| flag).unwrap_or_default();
         self.replaced(event, site, &auth_events, failed)
     }
@@ -108,7 +118,7 @@ impl Court<'_> {
         meta.root_after = site.basis.root;
         let auth_states = auth_events.iter().filter_map(|event| event.meta.state);
         meta.auth_states = auth_states.collect();
-        if was_rejected && !meta.is_rejected() {
+        if was_rejected && !meta.is_rejected() && !meta.has(flag::OUTLIER) {
             // Others that stand in the timeline came after it, so there is no place for it any more.
             meta.flags |= flag::HIDDEN;
         }
@@ -156,7 +166,8 @@ impl Court<'_> {
         let current = site.state(&key)?;
         let is_told = matches!(&current, Some((state, _)) if *state == numbered.state);
         // The state that others told may have the event already.
-        let rows = if event.meta.is_rejected() || is_told {
+        let is_apart = event.meta.is_rejected() || event.meta.has(flag::OUTLIER);
+        let rows = if is_apart || is_told {
             numbered.unapplied(&key)
         } else {
             let rows =

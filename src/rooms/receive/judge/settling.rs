@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use ruma::{CanonicalJsonObject, CanonicalJsonValue, EventId, OwnedEventId};
+use ruma::{EventId, OwnedEventId};
 
 use super::{AuthEvents, Court, Place, Prevs};
 use crate::{
-    events::{EventNumber, Pdu, PowerLevels, redact::target, version},
+    events::{EventNumber, Pdu, redact::target, version},
     rooms::{
         Error, Intake, Relation, StoredEvent, TypeNumber,
         draft::Counters,
@@ -179,7 +179,7 @@ impl<'a> Settling<'a> {
                 root: redaction.meta.root_before,
                 row: state,
             };
-            if self.may_redact(&redaction.pdu, &self.pdu, &at)? {
+            if self.may_redact((&redaction.pdu, &self.pdu), &at)? {
                 let redacted =
                     crate::events::redact::redacted(&self.pdu, &self.court.head.rules.redaction);
                 let damaged = |error: crate::events::redact::RedactError| {
@@ -245,7 +245,7 @@ impl<'a> Settling<'a> {
             root: self.meta.root_before,
             row,
         };
-        if !self.may_redact(&self.pdu, &target.pdu, &at)? {
+        if !self.may_redact((&self.pdu, &target.pdu), &at)? {
             self.meta.flags |= flag::HIDDEN;
             return Ok(());
         }
@@ -259,14 +259,8 @@ impl<'a> Settling<'a> {
         Ok(())
     }
 
-    /// Spec: rooms/v3, "Handling redactions".
-    fn may_redact(&self, redaction: &Pdu, target: &Pdu, at: &Basis) -> Result<bool, Error> {
-        if redaction.sender.server_name() == target.sender.server_name() {
-            return Ok(true);
-        }
-        let levels = at.levels(self.source().rooms, self.court.head, self.source())?;
-        let may = |levels: Arc<PowerLevels>| levels.may_redact_others(&redaction.sender);
-        Ok(levels.is_some_and(may))
+    fn may_redact(&self, events: (&Pdu, &Pdu), at: &Basis) -> Result<bool, Error> {
+        redact::may_redact(self.court.head, self.source(), events, at)
     }
 
     /// What the event relates to.
@@ -278,16 +272,9 @@ impl<'a> Settling<'a> {
         if !self.pdu.content.get().contains("m.relates_to") {
             return Ok(());
         }
-        // Only this: the rest may hold numbers that canonical JSON lacks.
-        #[derive(serde::Deserialize)]
-        struct Relating {
-            #[serde(rename = "m.relates_to")]
-            relates_to: CanonicalJsonValue,
-        }
-        let Ok(Relating { relates_to }) = self.pdu.content_as() else {
+        let Some(content) = relations::relating(&self.pdu) else {
             return Ok(());
         };
-        let content = CanonicalJsonObject::from([("m.relates_to".to_owned(), relates_to)]);
         let Some((relation, parent)) = relations::relates_to(&content) else {
             return Ok(());
         };
