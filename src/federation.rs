@@ -182,6 +182,7 @@ struct Inner {
     resyncing: Resyncing,
     /// One fetch of a user's device list at a time.
     key_lists: Locks<OwnedUserId>,
+    late_lists: device_lists::LateLists,
 }
 
 impl Federation {
@@ -236,6 +237,7 @@ impl Federation {
                 backfilling: Backfilling::default(),
                 resyncing: Resyncing::default(),
                 key_lists: Locks::new(),
+                late_lists: device_lists::LateLists::default(),
             }),
         })
     }

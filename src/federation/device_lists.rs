@@ -5,6 +5,8 @@
 //!
 //! Spec: s2s, "Device Management".
 
+mod late;
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use ruma::{
@@ -14,6 +16,7 @@ use ruma::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+pub(super) use self::late::{Believed, LateLists};
 use super::{Error, Federation};
 use crate::{
     accounts::UserNumber,
@@ -233,7 +236,7 @@ impl Federation {
         self.take_list_change(origin, update.user_id, change).await
     }
 
-    /// Notes a change of a user who shares a room with somebody here; others are of no concern.
+    /// Notes a change of a user who shares a room with somebody here, or may do so; others are of no concern.
     async fn take_list_change(
         &self,
         origin: &ServerName,
@@ -243,21 +246,8 @@ impl Federation {
         if user.server_name() != origin {
             return Ok(());
         }
-        let (federation, server) = (self.clone(), origin.to_owned());
-        let read = move |snapshot: &Snapshot| -> Result<_, Error> {
-            let inner = &federation.inner;
-            let Some(server) = inner.rooms.known_server(&server) else {
-                return Ok(None);
-            };
-            let Some(user) = inner.accounts.user_number(snapshot, &user)? else {
-                return Ok(None);
-            };
-            let rooms = &inner.rooms;
-            let all = rooms.rooms_with_server(snapshot, server, Position::default())?;
-            let shared = rooms.joined_among(snapshot, user, &all)?;
-            Ok((!shared.is_empty()).then_some((user, shared)))
-        };
-        let Some((user, rooms)) = self.inner.store.read(read).await? else {
+        let sharing = self.sharing_or_kept(origin, &user).await?;
+        let Some((user, rooms)) = sharing.known else {
             return Ok(());
         };
         let encryption = &self.inner.encryption;

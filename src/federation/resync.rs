@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use super::{
     Federation,
     client::Limits,
+    device_lists::Believed,
     fetch::{FEW, parse_of_room},
     join::{Expected, MAX_ANSWER_BYTES, SEND_JOIN_TIMEOUT, escaped, wanted},
     membership::MembershipError,
@@ -86,6 +87,8 @@ struct Resync<'a> {
     failed: u32,
     /// Servers that were not told of what happened while the room was partial.
     untold: Option<Untold>,
+    /// Who was taken for a member before anything was judged again.
+    believed: Option<Believed>,
 }
 
 /// The state before an event as one server tells it.
@@ -104,6 +107,16 @@ impl Federation {
         for room in self.inner.rooms.partial_rooms() {
             self.complete_soon(room, None);
         }
+        let (federation, stop) = (self.clone(), tasks.stop_signal(Stage::Followers));
+        let work = async move {
+            tokio::select! {
+                told = federation.tell_late_lists() => if let Err(error) = told {
+                    tracing::warn!(%error, "changes of lists of devices could not be told");
+                },
+                () = stop.requested() => {}
+            }
+        };
+        tasks.spawn("late device lists", Stage::Followers, work);
     }
 
     /// Sees to it that somebody gets the whole state of a room, if it is partial. `first` is asked first.
@@ -157,6 +170,7 @@ impl Federation {
             worker,
             failed: 0,
             untold: None,
+            believed: None,
         };
         // Boxed, as it holds the answers of other servers.
         Box::pin(resync.run()).await;
@@ -196,6 +210,7 @@ impl Resync<'_> {
                 }
             }
             self.find_untold().await?;
+            self.find_believed().await?;
             let rooms = &self.federation.inner.rooms;
             // The room's turn is given back after each part, so that others get in between.
             let rechecked = rooms.write(self.room).await?.recheck().await?;
@@ -205,6 +220,7 @@ impl Resync<'_> {
                 Recheck::More => {}
                 Recheck::Done => {
                     self.tell_untold().await?;
+                    self.tell_lists().await?;
                     tracing::info!(room_id = %self.room_id, "the whole state of a joined room is here");
                     return Ok(true);
                 }
@@ -220,6 +236,23 @@ impl Resync<'_> {
             self.untold = Some(self.federation.inner.store.read(find).await?);
         }
         Ok(())
+    }
+
+    /// Finds out who is taken for a member before anything is judged again.
+    async fn find_believed(&mut self) -> Result<(), MembershipError> {
+        if self.believed.is_none() {
+            let (federation, room) = (self.federation.clone(), self.room);
+            let find = move |snapshot: &Snapshot| federation.believed(snapshot, room);
+            self.believed = Some(self.federation.inner.store.read(find).await?);
+        }
+        Ok(())
+    }
+
+    /// Tells users of this server whose devices are to be looked up, now that it is known who is in the room.
+    async fn tell_lists(&mut self) -> Result<(), MembershipError> {
+        let believed = self.believed.take().unwrap_or_default();
+        self.federation.correct_lists(self.room, believed).await?;
+        Ok(self.federation.tell_late_lists().await?)
     }
 
     /// Tells servers which devices have changed of users that they share the room with.

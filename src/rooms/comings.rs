@@ -7,7 +7,7 @@ use ruma::{OwnedUserId, UserId, events::room::member::MembershipState};
 use super::{Error, RoomNumber, Rooms, StoredEvent, membership_of};
 use crate::{
     events::{RootNumber, StateNumber, trie},
-    storage::Snapshot,
+    storage::{Position, Snapshot},
 };
 
 /// A user whose being joined has changed.
@@ -16,6 +16,11 @@ pub struct Coming {
     pub user: OwnedUserId,
     /// Joined afterwards; `false`: before.
     pub is_joined: bool,
+    /// The user's membership is known in one of the states only. In a room that is partial, or was, that may be all that
+    /// has changed.
+    pub is_one_sided: bool,
+    /// When the membership came that the user has afterwards; zero if as a part of a state.
+    pub at: Position,
 }
 
 impl Rooms {
@@ -57,7 +62,12 @@ impl Rooms {
                 (was_joined, _) => !was_joined,
             };
             if (is_joined && has_come) || (was_joined && !is_joined) {
-                comings.push(Coming { user, is_joined });
+                comings.push(Coming {
+                    user,
+                    is_joined,
+                    is_one_sided: change.before.is_none() || change.after.is_none(),
+                    at: after.map(|event| event.meta.position).unwrap_or_default(),
+                });
             }
         }
         Ok(comings)

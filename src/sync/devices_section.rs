@@ -32,6 +32,7 @@ impl Sync {
                     user: view.request.viewer.user,
                     id: &view.request.user,
                     since: since.position,
+                    knows_partial_rooms: view.request.filter.has_lazy_members,
                 };
                 let encryption = &self.inner.encryption;
                 encryption.device_lists(view.snapshot, asker, &changed_rooms)?

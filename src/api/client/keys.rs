@@ -195,6 +195,8 @@ async fn get_key_changes(
             user: session.user_number,
             id: &session.user,
             since: known.unwrap_or_default(),
+            // What the caller was shown is not known here.
+            knows_partial_rooms: false,
         };
         let lists = encryption.all_device_lists(snapshot, asker)?;
         let ids = |users: BTreeSet<UserNumber>| {

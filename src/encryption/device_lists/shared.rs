@@ -32,6 +32,8 @@ pub struct Asker<'a> {
     pub user: UserNumber,
     pub id: &'a UserId,
     pub since: Position,
+    /// The asker was shown rooms of which not all members were known, and looks them up when it needs them.
+    pub knows_partial_rooms: bool,
 }
 
 impl Encryption {
@@ -110,10 +112,11 @@ impl Encryption {
             None => false,
         };
         let is_joined = entry.class == Class::Join;
+        let was_completed = rooms.was_completed_since(snapshot, entry.room, since)?;
         let is_all_new = !was_joined
             || (is_moved && self.has_come_back(snapshot, entry, asker)?)
             // Who else is in the room has not been known before.
-            || rooms.was_completed_since(snapshot, entry.room, since)?;
+            || (was_completed && !asker.knows_partial_rooms);
         if is_joined && is_all_new {
             to.changed.extend(self.members(snapshot, entry.room)?);
         }
@@ -127,6 +130,11 @@ impl Encryption {
             to.left.extend(self.members(snapshot, entry.room)?);
         }
         for coming in rooms.comings(snapshot, entry.room, (before, head.root))? {
+            // That somebody has come to be known is no change. Of whom something wrong was known is told apart.
+            let was_in_part = was_completed || (head.partial && !coming.is_joined);
+            if was_in_part && coming.is_one_sided && coming.at <= since {
+                continue;
+            }
             let number = self.inner.accounts.user_number(snapshot, &coming.user)?;
             match coming.is_joined {
                 true if is_joined => to.changed.extend(number),
