@@ -203,7 +203,7 @@ impl Peer {
             depth: from(&template["depth"]),
             prev_events: from(&template["prev_events"]),
             auth_events: from(&template["auth_events"]),
-            redacts: None,
+            redacts: from(&template["redacts"]),
             named: None,
         };
         let version = RoomVersionId::try_from(version).expect("a version");
