@@ -18,7 +18,7 @@ use ruma::{DeviceId, OwnedDeviceId};
 use serde::{Deserialize, Serialize};
 
 pub use self::shared::{Asker, DeviceLists};
-use super::{Encryption, Error, to_device};
+use super::{Encryption, Error, one_time_keys, to_device};
 use crate::{
     accounts::{DeviceChange, DeviceFate, UserNumber},
     rooms::Class,
@@ -322,7 +322,7 @@ impl Encryption {
         Ok(changes)
     }
 
-    /// What of the stream contradicts itself.
+    /// What of the stream contradicts itself, and what of the counts of one-time keys is not so.
     ///
     /// # Errors
     /// The store failed.
@@ -346,6 +346,7 @@ impl Encryption {
                 "{lasts} users have a last change of their devices, and {changes} stand in the stream of them"
             ));
         }
+        found.extend(one_time_keys::verify(snapshot)?);
         Ok(found)
     }
 }

@@ -290,6 +290,23 @@ impl Encryption {
     }
 }
 
+/// What of the counts is not as the keys are.
+pub(super) fn verify(snapshot: &Snapshot) -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    for (place, told) in counts::all(snapshot)? {
+        let held = Held::read(snapshot, place)?.counts();
+        let told = (&told.one_time, &told.unused_fallback);
+        if told != (&held.one_time, &held.unused_fallback) {
+            let (user, device) = place;
+            found.push(format!(
+                "user {} has other one-time keys for device {device:016x} than are counted",
+                user.0
+            ));
+        }
+    }
+    Ok(found)
+}
+
 /// Adds the end of everything that is held.
 fn forget(batch: &mut Batch, held: &Held, (user, device): Place) {
     for (key, _) in &held.one_time {

@@ -32,6 +32,9 @@ pub struct Config {
     pub backoff_max: Period,
     /// Whether a room can be used while the list of its members is still being fetched.
     pub partial_joins: bool,
+    /// Whether other servers are told what the devices of users are called, which often names their owners or what they
+    /// own.
+    pub tell_device_names: bool,
 }
 
 /// Whom this server talks to.
@@ -54,6 +57,7 @@ impl Default for Config {
             queue_max_age: Period::from_secs(24 * 60 * 60),
             backoff_max: Period::from_secs(6 * 60 * 60),
             partial_joins: true,
+            tell_device_names: false,
         }
     }
 }

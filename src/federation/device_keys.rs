@@ -143,6 +143,11 @@ fn raw(json: String) -> Option<Box<RawValue>> {
 }
 
 impl Federation {
+    /// Whether other servers are told what devices are called.
+    pub fn tells_device_names(&self) -> bool {
+        self.inner.config.tell_device_names
+    }
+
     /// The keys of users of any server.
     ///
     /// # Errors

@@ -90,11 +90,18 @@ impl Federation {
         };
         let user = self.inner.accounts.user_id(snapshot, change.user)?;
         let encryption = &self.inner.encryption;
-        let keys = match change.device.is_some() && !change.is_deleted {
+        let is_told = change.device.is_some() && !change.is_deleted;
+        let keys = match is_told {
             true => encryption.keys_of_device(snapshot, change.user, &device)?,
             false => None,
         };
-        let json = write_update((&user, &device), change, keys.as_deref());
+        let row = match is_told && self.tells_device_names() {
+            true => self.inner.accounts.device(snapshot, change.user, &device)?,
+            false => None,
+        };
+        let name = row.and_then(|row| row.display_name);
+        let told = (keys.as_deref(), name.as_deref());
+        let json = write_update((&user, &device), change, told);
         let servers = servers.into_iter().collect();
         Ok(Some(ListEdu { servers, json }))
     }
@@ -143,7 +150,7 @@ impl Federation {
             device: None,
             is_deleted: false,
         };
-        let json = write_update((user, &device), &change, None);
+        let json = write_update((user, &device), &change, (None, None));
         Ok(Some(ListEdu { servers, json }))
     }
 
@@ -174,7 +181,7 @@ impl Federation {
             }
             if let Some(device) = self.any_device(snapshot, change.user)? {
                 let user = inner.accounts.user_id(snapshot, change.user)?;
-                edus.push(write_update((&user, &device), &change, None));
+                edus.push(write_update((&user, &device), &change, (None, None)));
             }
         }
         Ok(edus)
@@ -255,11 +262,11 @@ impl Federation {
     }
 }
 
-/// The EDU in canonical JSON. What a device is called stays here.
+/// The EDU in canonical JSON, with the keys of the device and what it is called, as far as that is told.
 fn write_update(
     (user, device): (&UserId, &OwnedDeviceId),
     change: &ListChange,
-    keys: Option<&str>,
+    (keys, name): (Option<&str>, Option<&str>),
 ) -> Arc<str> {
     let number = |number: u64| {
         let number = i64::try_from(number).unwrap_or(i64::MAX);
@@ -284,6 +291,9 @@ fn write_update(
     let keys = keys.and_then(|keys| canonical::parse(keys.as_bytes()).ok());
     if let Some(keys) = keys {
         content.insert("keys".to_owned(), CanonicalJsonValue::Object(keys));
+    }
+    if let Some(name) = name {
+        content.insert("device_display_name".to_owned(), text(name));
     }
     let edu = CanonicalJsonObject::from([
         ("content".to_owned(), CanonicalJsonValue::Object(content)),

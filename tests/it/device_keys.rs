@@ -273,9 +273,11 @@ async fn keys_are_told_and_claimed_between_servers() {
     bob.join_over(&room, &here).await;
     let identity = alice.identity(&bob.id, &bob.device).await;
     assert_eq!(identity.as_deref(), Some("one"));
-    let found = alice.query(&bob.id).await;
-    let keys = &found["device_keys"][&bob.id][&bob.device];
-    assert_eq!(keys["unsigned"], Value::Null, "names stay there");
+    let name = async || {
+        let found = alice.query(&bob.id).await;
+        found["device_keys"][&bob.id][&bob.device]["unsigned"]["device_display_name"].clone()
+    };
+    assert_eq!(name().await, Value::Null, "names stay there");
 
     let mut claimed = BTreeSet::new();
     for user in [&alice, &bob, &alice] {
@@ -303,6 +305,35 @@ async fn keys_are_told_and_claimed_between_servers() {
         .ok();
     while alice.identity(&bob.id, &second.device).await.is_some() {
         assert!(Instant::now() < deadline, "the device never goes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_may_tell_others_what_devices_are_called() {
+    let settings = ["federation.tell_device_names=true"];
+    let [here, there] = TestServer::federated_with(&settings).await;
+    let (alice, bob) = (here.user("alice").await, there.user("bob").await);
+    let path = format!("/_matrix/client/v3/devices/{}", bob.device);
+    let rename = async |name: &str| {
+        let body = json!({ "display_name": name });
+        bob.put(&path, body).await.ok();
+    };
+    let name = async || {
+        let found = alice.query(&bob.id).await;
+        let device = &found["device_keys"][&bob.id][&bob.device];
+        device["unsigned"]["device_display_name"].clone()
+    };
+    rename("one").await;
+    bob.publish("one", &[]).await;
+    assert_eq!(name().await, "one");
+    let room = alice.create_room().await;
+    bob.join_over(&room, &here).await;
+    assert_eq!(name().await, "one");
+    rename("two").await;
+    let deadline = Instant::now() + PATIENCE;
+    while name().await != "two" {
+        assert!(Instant::now() < deadline, "the name never comes");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

@@ -21,7 +21,7 @@ pub(super) fn routes() -> Routes {
     Routes::default().endpoint(get_devices)
 }
 
-/// How many changes the list has had, and the devices that have keys. What they are called stays here.
+/// How many changes the list has had, and the devices that have keys.
 ///
 /// Spec: s2s, "GET /_matrix/federation/v1/user/devices/{userId}".
 async fn get_devices(
@@ -46,9 +46,13 @@ async fn get_devices(
     let (stream_id, devices) = found.ok_or_else(|| Error::not_found("There is no such user"))?;
     let stream_id = UInt::new_saturating(stream_id);
     let mut answer = get_devices::v1::Response::new(request.user_id, stream_id);
-    for (id, device) in devices {
-        let keys = Raw::from_json(keys::raw(device)?);
-        answer.devices.push(UserDevice::new(id, keys));
+    let tells_names = server.federation.tells_device_names();
+    for (id, mut device) in devices {
+        let name = device.display_name.take().filter(|_| tells_names);
+        let keys = Raw::from_json(keys::raw(device.json)?);
+        let mut told = UserDevice::new(id, keys);
+        told.device_display_name = name;
+        answer.devices.push(told);
     }
     Ok(answer)
 }

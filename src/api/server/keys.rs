@@ -17,7 +17,6 @@ use crate::{
         error::Error,
         routes::{RawJson, Routes},
     },
-    encryption::DeviceWithKeys,
     server::Server,
     storage::Snapshot,
 };
@@ -29,7 +28,7 @@ pub(super) fn routes() -> Routes {
     Routes::default().endpoint(get_keys).endpoint(claim_keys)
 }
 
-/// Users that there are not are left out. What devices are called stays here.
+/// Users that there are not are left out.
 ///
 /// Spec: s2s, "POST /_matrix/federation/v1/user/keys/query".
 async fn get_keys(
@@ -38,6 +37,7 @@ async fn get_keys(
     request: get_keys::v1::Request,
 ) -> Result<RawJson, Error> {
     let mut found: BTreeMap<OwnedUserId, BTreeMap<OwnedDeviceId, Box<RawValue>>> = BTreeMap::new();
+    let tells_names = server.federation.tells_device_names();
     let mut wanted = request.device_keys.into_iter().peekable();
     while wanted.peek().is_some() {
         let part: Vec<_> = wanted.by_ref().take(USERS_AT_ONCE).collect();
@@ -55,15 +55,21 @@ async fn get_keys(
         };
         for (user, devices) in server.store.read(read).await? {
             let devices = devices.into_iter();
-            let devices = devices.map(|(id, device)| Ok((id, raw(device)?)));
+            let devices = devices.map(|(id, device)| {
+                let json = match tells_names {
+                    true => device.with_name(),
+                    false => device.json,
+                };
+                Ok((id, raw(json)?))
+            });
             found.insert(user, devices.collect::<Result<_, Error>>()?);
         }
     }
     written("device_keys", &found)
 }
 
-pub(super) fn raw(device: DeviceWithKeys) -> Result<Box<RawValue>, Error> {
-    RawValue::from_string(device.json).map_err(Error::internal)
+pub(super) fn raw(json: String) -> Result<Box<RawValue>, Error> {
+    RawValue::from_string(json).map_err(Error::internal)
 }
 
 /// Devices without one-time keys are left out.

@@ -48,6 +48,14 @@ impl KeyCounts {
         self.one_time.retain(|_, count| *count > 0);
     }
 
+    fn of(Stamped(position, row): Stamped<CountsRow>) -> Self {
+        Self {
+            one_time: row.one_time,
+            unused_fallback: row.unused_fallback,
+            position,
+        }
+    }
+
     fn row(&self) -> CountsRow {
         CountsRow {
             one_time: self.one_time.clone(),
@@ -112,12 +120,7 @@ impl Encryption {
             return Ok(Arc::clone(known));
         }
         let row = snapshot.get(&COUNTS, &place)?;
-        let counts = row.map(|Stamped(position, row)| KeyCounts {
-            one_time: row.one_time,
-            unused_fallback: row.unused_fallback,
-            position,
-        });
-        let counts = Arc::new(counts.unwrap_or_default());
+        let counts = Arc::new(row.map(KeyCounts::of).unwrap_or_default());
         cache.fill(place, &counts, snapshot.position());
         Ok(counts)
     }
@@ -152,6 +155,13 @@ impl Encryption {
         let this = self.clone();
         batch.before_publish(move |position| this.inner.counts.changed(place, position));
     }
+}
+
+/// What is counted, for each device.
+pub(super) fn all(snapshot: &Snapshot) -> Result<Vec<(Place, KeyCounts)>, Error> {
+    let rows = snapshot.scan(COUNTS.all(), Order::Forward);
+    rows.map(|row| Ok(row.map(|(place, row)| (place, KeyCounts::of(row)))?))
+        .collect()
 }
 
 /// The hashes of the devices of a user for which anything has been held.

@@ -124,6 +124,8 @@ async fn claims_at_the_same_time_get_different_keys() {
         }
     }
     assert_eq!((claimed.len(), nothing), (40, 10));
+    let snapshot = world.store.snapshot().unwrap();
+    assert_eq!(verify(&snapshot).unwrap(), Vec::<String>::new());
 }
 
 #[tokio::test]
