@@ -1,9 +1,12 @@
 //! Whether servers that have been through the same agree.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use hearth::{
-    rooms::{Class, Placed, RoomNumber, flag},
+    rooms::{Class, Placed, RoomNumber, StoredEvent, flag},
     server::Server,
     storage::{Order, Snapshot},
 };
@@ -139,7 +142,9 @@ impl World {
 
     /// What the servers in a room take it to be, but those that are shut out of it.
     fn views(&self, index: usize) -> Vec<(usize, View)> {
-        let servers = self.heard(index);
+        let mut servers = self.heard(index);
+        let heard = servers.clone();
+        servers.retain(|server| !self.knows_alone(index, &heard, *server));
         let view = |server: &usize| {
             let mut view = self.view(&self.town.rooms[index], *server);
             view.extremities
@@ -172,6 +177,23 @@ impl World {
         }
     }
 
+    /// Whether a server that may not speak goes by an event of one that is shut out, of which nobody who may speak has heard: no
+    /// other can be told of it.
+    fn knows_alone(&self, index: usize, servers: &[usize], server: usize) -> bool {
+        let is_mute = |server: usize| self.mute.contains(&(index, server));
+        let is_shut_out = |server: usize| self.is_in(index, server) && !servers.contains(&server);
+        let goes_unheard = |event: &String| {
+            let found = self.find(server, event).expect("it is an end of the graph");
+            let mut names = self.slots.iter().map(|slot| &slot.name);
+            let sender = names.position(|name| name == found.pdu.sender.server_name());
+            let mut speakers = servers.iter().filter(|other| !is_mute(**other));
+            sender.is_some_and(is_shut_out)
+                && speakers.all(|other| self.find(*other, event).is_none())
+        };
+        let view = self.view(&self.town.rooms[index], server);
+        is_mute(server) && view.extremities.iter().any(goes_unheard)
+    }
+
     /// Whether an event cannot be tied any more: only who has accepted it could cite it, and of those nobody may speak.
     fn stays_loose(&self, index: usize, servers: &[usize], event: &str) -> bool {
         let may_speak = |server: &&usize| !self.mute.contains(&(index, **server));
@@ -196,24 +218,25 @@ impl World {
     }
 
     fn has_soft_failed(&self, server: usize, event: &str) -> bool {
+        let found = self.find(server, event);
+        found.is_some_and(|event| event.meta.has(flag::SOFT_FAILED))
+    }
+
+    /// An event as a server has it.
+    fn find(&self, server: usize, event: &str) -> Option<Arc<StoredEvent>> {
         let event_id = ruma::EventId::parse(event).expect("an event ID");
         let server = self.server(server);
         let snapshot = server.store.snapshot().expect("a snapshot");
         let found = server.rooms.event_by_id(&snapshot, &event_id);
-        let found = found.expect("it can be read");
-        found.is_some_and(|(_, event)| event.meta.has(flag::SOFT_FAILED))
+        found.expect("it can be read").map(|(_, event)| event)
     }
 
     /// What the servers know of an event.
     fn known_of(&self, room: &str, event: &str) -> String {
-        let event_id = ruma::EventId::parse(event).expect("an event ID");
         let mut text = format!("{room} {event}:");
         for index in 0..self.slots.len() {
-            let server = self.server(index);
-            let snapshot = server.store.snapshot().expect("a snapshot");
-            let found = server.rooms.event_by_id(&snapshot, &event_id);
-            let what = match found.expect("it can be read") {
-                Some((_, event)) => format!("{} {:b}", event.pdu.sender, event.meta.flags),
+            let what = match self.find(index, event) {
+                Some(event) => format!("{} {:b}", event.pdu.sender, event.meta.flags),
                 None => "unknown".to_owned(),
             };
             text += &format!("\n    {index}: {what}");
