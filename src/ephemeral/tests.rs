@@ -284,7 +284,7 @@ async fn receipts_of_other_servers_are_shown_and_unknown_events_are_named() {
         .unwrap();
     let shown: Vec<_> = shown.into_iter().collect();
     assert_eq!(shown.len(), 1);
-    assert_eq!(shown[0].0, newest);
+    assert_eq!(*shown[0].0, *newest.as_str());
     assert_eq!(shown[0].1["m.read"][&eve.id].ts, 7);
     let place = ReceiptPlace {
         room: world.room,
