@@ -1,4 +1,5 @@
 //! Keys are given out once, in their order, on a store in memory.
+#![allow(clippy::disallowed_methods, reason = "tests start tasks as they like")]
 
 use ruma::DeviceId;
 
