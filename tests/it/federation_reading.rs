@@ -416,7 +416,7 @@ async fn an_openid_token_tells_who_its_holder_is() {
 }
 
 #[tokio::test]
-async fn users_have_no_encryption_keys_yet() {
+async fn devices_without_keys_are_told_to_no_other_server() {
     let [server] = TestServer::federated().await;
     let alice = server.user("alice").await;
     let peer = Peer::start().await;
@@ -428,10 +428,10 @@ async fn users_have_no_encryption_keys_yet() {
         server.name()
     );
     peer.get(&server, &nobody).await.fails(404, "M_NOT_FOUND");
-    let question = json!({ "device_keys": { alice.id: [] } });
+    let question = json!({ "device_keys": { alice.id.clone(): [] } });
     let path = "/_matrix/federation/v1/user/keys/query";
     let keys = peer.post(&server, path, question).await.ok();
-    assert_eq!(keys["device_keys"], json!({}));
+    assert_eq!(keys["device_keys"], json!({ alice.id: {} }));
 }
 
 #[tokio::test]
