@@ -131,6 +131,9 @@ impl World {
                     for end in ends {
                         text += &self.known_of(room, end);
                     }
+                    if std::env::var_os("HEARTH_SIMULATION_TRACE").is_some() {
+                        text += &self.timelines(room);
+                    }
                     return Some(format!(
                         "servers {first} and {other} disagree on {room}:\n{text}"
                     ));
@@ -229,6 +232,21 @@ impl World {
         let snapshot = server.store.snapshot().expect("a snapshot");
         let found = server.rooms.event_by_id(&snapshot, &event_id);
         found.expect("it can be read").map(|(_, event)| event)
+    }
+
+    /// The timelines of a room as all servers have them.
+    fn timelines(&self, room: &str) -> String {
+        let room_id = RoomId::parse(room).expect("a room ID");
+        let mut text = String::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let server = self.server(index);
+            let snapshot = server.store.snapshot().expect("a snapshot");
+            if let Some(number) = server.rooms.number(&room_id) {
+                let events = timeline(server, &snapshot, number).expect("it can be read");
+                text += &format!("{}:\n{events}", slot.name);
+            }
+        }
+        text
     }
 
     /// What the servers know of an event.
