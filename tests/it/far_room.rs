@@ -150,6 +150,17 @@ impl FarRoom {
         self.membership(localpart, "join")
     }
 
+    /// Somebody joined with all rights, which nobody takes away, and left: the join.
+    pub(crate) fn lose_a_moderator(&self, localpart: &str) -> Verified {
+        let levels = json!({ "users": {
+            self.peer.user("charlie"): 100, self.peer.user(localpart): 100,
+        } });
+        self.add("charlie", "m.room.power_levels", Some(""), &levels);
+        let joined = self.membership(localpart, "join");
+        self.membership(localpart, "leave");
+        joined
+    }
+
     pub(crate) fn membership(&self, localpart: &str, membership: &str) -> Verified {
         let user = self.peer.user(localpart);
         let content = json!({ "membership": membership });

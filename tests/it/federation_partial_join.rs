@@ -2,10 +2,6 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use hearth::{
-    clock::Clock,
-    storage::{self, Store},
-};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -156,11 +152,7 @@ async fn another_server_of_the_room_is_asked_when_one_fails() {
 async fn a_restart_goes_on_with_what_is_left() {
     let folder = tempfile::tempdir().expect("a folder");
     let address = federated::free_address();
-    let open = || {
-        let config = storage::Config::default();
-        Store::open(&config, folder.path(), Clock::system()).expect("it opens")
-    };
-    let server = TestServer::federating_on(address, open()).await;
+    let server = TestServer::federating_on(address, federated::open_store(folder.path())).await;
     let (alice, room) = (server.user("alice").await, FarRoom::new().await);
     alice.join_far(&room).await;
     let said = room.say("derek", "hello");
@@ -168,7 +160,7 @@ async fn a_restart_goes_on_with_what_is_left() {
     alice.lazily(has(&room, &said)).await;
     server.stop().await;
 
-    let server = TestServer::federating_on(address, open()).await;
+    let server = TestServer::federating_on(address, federated::open_store(folder.path())).await;
     let alice = server.login("alice", PASSWORD).await;
     assert!(is_partial(&server, &room));
     let eager = alice.sync().await;

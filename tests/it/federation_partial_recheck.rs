@@ -2,10 +2,6 @@
 
 use std::time::Duration;
 
-use hearth::{
-    clock::Clock,
-    storage::{self, Store},
-};
 use ruma::RoomId;
 use serde_json::json;
 use tokio::time::Instant;
@@ -20,12 +16,7 @@ async fn who_was_put_out_wrongly_still_has_a_say_meanwhile() {
     let server = TestServer::federating(&[]).await;
     let (alice, room) = (server.user("alice").await, FarRoom::new().await);
     let elsie = room.peer.user("elsie");
-    let levels = json!({ "users": {
-        room.peer.user("charlie"): 100, room.peer.user("derek"): 100,
-    } });
-    room.add("charlie", "m.room.power_levels", Some(""), &levels);
-    let derek_joined = room.membership("derek", "join");
-    room.membership("derek", "leave");
+    let derek_joined = room.lose_a_moderator("derek");
     room.join("elsie");
     alice.join_far(&room).await;
 
@@ -58,11 +49,7 @@ async fn who_was_put_out_wrongly_still_has_a_say_meanwhile() {
 async fn changes_of_devices_of_who_is_not_known_yet_are_told_when_the_members_are() {
     let folder = tempfile::tempdir().expect("a folder");
     let address = federated::free_address();
-    let open = || {
-        let config = storage::Config::default();
-        Store::open(&config, folder.path(), Clock::system()).expect("it opens")
-    };
-    let server = TestServer::federating_on(address, open()).await;
+    let server = TestServer::federating_on(address, federated::open_store(folder.path())).await;
     let (alice, room) = (server.user("alice").await, FarRoom::new().await);
     alice.join_far(&room).await;
     let before = alice.sync_filtered(&lazy(), "").await;
@@ -73,7 +60,7 @@ async fn changes_of_devices_of_who_is_not_known_yet_are_told_when_the_members_ar
     assert!(!synced.changed_lists().contains(&&*derek));
     server.stop().await;
 
-    let server = TestServer::federating_on(address, open()).await;
+    let server = TestServer::federating_on(address, federated::open_store(folder.path())).await;
     let alice = server.login("alice", PASSWORD).await;
     room.tell();
 
@@ -96,12 +83,7 @@ async fn the_devices_of_who_was_put_out_wrongly_are_looked_up_anew() {
     let server = TestServer::federating(&[]).await;
     let (alice, room) = (server.user("alice").await, FarRoom::new().await);
     let elsie = room.peer.user("elsie");
-    let levels = json!({ "users": {
-        room.peer.user("charlie"): 100, room.peer.user("derek"): 100,
-    } });
-    room.add("charlie", "m.room.power_levels", Some(""), &levels);
-    let derek_joined = room.membership("derek", "join");
-    room.membership("derek", "leave");
+    let derek_joined = room.lose_a_moderator("derek");
     let elsie_joined = room.join("elsie");
     alice.join_far(&room).await;
     let said = room.say("elsie", "hello");

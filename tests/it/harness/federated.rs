@@ -5,7 +5,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         LazyLock,
         atomic::{AtomicU32, Ordering},
@@ -14,7 +14,10 @@ use std::{
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-use hearth::storage::Store;
+use hearth::{
+    clock::Clock,
+    storage::{self, Store},
+};
 
 use super::TestServer;
 
@@ -70,6 +73,12 @@ impl Authority {
         std::fs::write(&files.key, key.serialize_pem()).expect("it is written");
         files
     }
+}
+
+/// The store in a folder, which one server after the other has.
+pub fn open_store(folder: &Path) -> Store {
+    let config = storage::Config::default();
+    Store::open(&config, folder, Clock::system()).expect("it opens")
 }
 
 /// An address that nobody else listens on: no other server of this process has it, and hardly one of another.
